@@ -1,0 +1,129 @@
+"""The Hydra applications behind ``train`` and ``sample``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from suffuse.cli import fail
+from suffuse.errors import ConfigError, SuffuseError, suggest
+from suffuse.overrides import SAMPLE_GROUPS, check_limits, split
+from suffuse.plugins import CONF, registry
+
+__all__ = ["compose_sample", "compose_train", "run_sample", "run_train"]
+
+
+class ModalitySearchPath(SearchPathPlugin):
+    """Lets Hydra see the config trees of installed modality packages."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append each provider's tree after the core's."""
+        for provider in registry().providers.values():
+            search_path.append(provider=provider.dist.split()[0], path=f"file://{provider.modality.conf}")
+
+
+# Registered here rather than shipped in hydra_plugins, so other Hydra apps in the environment do not see it.
+Plugins.instance().register(ModalitySearchPath)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def _train_app(cfg: DictConfig) -> float | None:
+    from suffuse import jobs
+
+    try:
+        return jobs.train(cfg)
+    except SuffuseError as error:
+        fail("train", error)
+
+
+def run_train(words: Sequence[str]) -> None:
+    """Compose the words of a command line and train.
+
+    Raises:
+        ConfigError: When they do not compose; only for a single job, whose errors Hydra would spread over many lines.
+    """
+    if not any(word.startswith("-") for word in words):
+        compose_train(words)
+    _train_app()
+
+
+def compose_train(words: Sequence[str]) -> DictConfig:
+    """Return the config of one training job; raises `ConfigError` with the reason on one line."""
+    cfg = _compose("train", list(words))
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ConfigError(f"{missing[0]} is not set; give it as {missing[0]}=VALUE")
+    return cfg
+
+
+def compose_sample(words: Sequence[str], saved: Mapping[str, Any]) -> DictConfig:
+    """Return the config of a sampling job: what the words say, else what the checkpoint holds.
+
+    Arguments:
+        words: Overrides of the command line.
+        saved: The config in the checkpoint.
+
+    Raises:
+        ConfigError: When a key or an option does not exist.
+    """
+    chosen = [word for word in words if split(word)[1] in SAMPLE_GROUPS]
+    dotted = [word for word in words if "." in split(word)[1] and split(word)[1].split(".")[0] in SAMPLE_GROUPS]
+    plain = [word for word in words if word not in chosen and word not in dotted and not word.startswith("-")]
+    selected = [word if split(word)[1] == "trainer" else f"+{word}" for word in chosen]
+    cfg = _compose("sample", plain + selected)
+    OmegaConf.set_struct(cfg, False)
+    for group in SAMPLE_GROUPS:
+        if group not in cfg:
+            cfg[group] = saved[group]
+    for override in OverridesParser.create().parse_overrides(dotted):
+        key = override.key_or_group
+        parent, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent)
+        if not isinstance(node, DictConfig) or (leaf not in node and not override.is_add()):
+            names = [f"{parent}.{name}" for name in node] if isinstance(node, DictConfig) else []
+            raise ConfigError(f"unknown key {key!r}{suggest(key, names, listing='keys')}")
+        OmegaConf.update(cfg, key, override.value())
+    check_limits(_plain(cfg))
+    return cfg
+
+
+def run_sample(words: Sequence[str], checkpoint: Path) -> None:
+    """Sample from a checkpoint file as the words say."""
+    from suffuse import jobs
+    from suffuse.checkpoint import read
+
+    saved = read(checkpoint)
+    cfg = compose_sample(words, saved["suffuse"]["config"])
+    if "--cfg" in words:
+        print(OmegaConf.to_yaml(cfg), end="")
+        return
+    jobs.sample(cfg, saved, checkpoint)
+
+
+def _compose(name: str, words: list[str]) -> DictConfig:
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            return compose(name, overrides=words)
+    except (HydraException, OmegaConfBaseException) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        if error.__cause__ is not None and str(error.__cause__) not in str(error):
+            lines += [line.strip() for line in str(error.__cause__).splitlines()[:1]]
+        raise ConfigError(" ".join(lines[:3])) from error
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+

@@ -1,0 +1,91 @@
+"""Checkpoint: a file that holds everything needed to continue a run or to sample from it.
+
+It is Lightning's file with the averaged weights in ``state_dict`` and the raw ones in ``current_model_state``, plus
+the record ``suffuse``: the resolved config, the facts read off the data, the plugin that provided the modality, and the
+last figures. Everything in it is plain, so it is read with ``weights_only=True``: a stranger's file runs no code.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from suffuse.errors import CheckpointError
+
+__all__ = ["check_modality", "link", "read", "write"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write under a temporary name, flush to the disk, then rename: `path` is never a torn file.
+
+    Raises:
+        CheckpointError: When the disk is full; whatever was at `path` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch's writer turns a failed write into a RuntimeError, so the disk itself is asked.
+        full = getattr(error, "errno", None) in _FULL or shutil.disk_usage(path.parent).free < 2**20
+        if not full:
+            raise
+        raise CheckpointError(
+            f"no space left on the disk of {path.parent} while writing {path.name}; the checkpoints already there are "
+            "whole: free some space and continue with ckpt=auto"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def link(target: Path, name: Path) -> None:
+    """Make `name` another name of the file `target`, replacing what it named before in one step."""
+    temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(target, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(target, temporary)
+    temporary.replace(name)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint, on the CPU.
+
+    Raises:
+        CheckpointError: When the file is not a checkpoint of suffuse, or is damaged.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # torch raises whatever the damage leads to
+        others = sorted(p.name for p in path.parent.glob("step-*.ckpt") if p != path)
+        hint = f"; try {others[-1]} beside it" if others else ""
+        raise CheckpointError(f"{path}: not a readable checkpoint ({type(error).__name__}){hint}") from error
+    if not isinstance(saved, dict) or "suffuse" not in saved or "state_dict" not in saved:
+        raise CheckpointError(f"{path}: not a checkpoint written by suffuse")
+    return saved
+
+
+def check_modality(saved: dict[str, Any], path: Path) -> None:
+    """Raise `CheckpointError` when the plugin that a checkpoint needs is not installed."""
+    from suffuse.plugins import registry
+
+    record = saved["suffuse"]["plugin"]
+    if record["modality"] not in registry().providers:
+        raise CheckpointError(
+            f"{path}: its modality {record['modality']!r} was trained with {record['dist']}, which is not installed; "
+            f"pip install {record['dist'].split()[0]}"
+        )

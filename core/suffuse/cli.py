@@ -1,0 +1,222 @@
+"""Console scripts: help and mistakes are answered here, before Hydra or torch is imported."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from suffuse import overrides
+from suffuse.errors import CheckpointError, ConfigError, SuffuseError, suggest
+from suffuse.plugins import CONF, registry
+
+__all__ = ["main", "sample", "train"]
+
+TRAIN_HELP = """\
+usage: train modality=NAME [group=OPTION ...] [key=value ...] [--help] [--cfg job] [--multirun]
+
+Trains a diffusion model, draws samples from it and measures them; prints where everything is.
+
+modalities
+{modalities}
+
+groups
+{groups}
+
+keys
+  name=x ckpt=auto         a fixed run directory outputs/<modality>/x, continued where it stopped
+  steps=N seed=N num=N     optimizer steps, seed, samples drawn at the end
+  every.preview=N          also every.log, every.validate, every.checkpoint (optimizer steps)
+
+examples
+  train modality={example}
+  train modality={example} model=dit trainer=ddp devices=2 logger=wandb
+  train modality={example} --cfg job             show the composed config and exit
+  train -m modality={example} objective=edm,flow    one job per value
+"""
+
+SAMPLE_HELP = """\
+usage: sample ckpt=RUN_DIR_OR_FILE [num=64] [seed=0] [out=DIR] [sampler=NAME] [sampler.steps=N]
+              [grid=NAME] [guidance=SCALE] [condition.label=7] [trainer=NAME] [batch_size=64] [weights=raw]
+
+Draws samples from a checkpoint: one file each, overview.png and manifest.jsonl.
+What is not said is taken from the checkpoint. Sample i has the seed `seed + i`.
+
+groups
+{groups}
+
+examples
+  sample ckpt=outputs/image/x num=16 condition.label=[0,1,2]
+  sample ckpt=outputs/image/x sampler=heun sampler.steps=30 guidance=2
+  sample ckpt=outputs/image/x num=1000 trainer=ddp devices=2
+"""
+
+
+def _modalities() -> str:
+    rows = registry().providers.values()
+    return "\n".join(f"  {p.modality.name:<12} {p.modality.summary}  ({p.dist})" for p in rows) or "  (none installed)"
+
+
+def _groups(names: Sequence[str] | None = None) -> str:
+    roots = [CONF, *(p.modality.conf for p in registry().providers.values())]
+    found = overrides.groups(roots)
+    rows = {name: sorted(found[name]) for name in sorted(names or found) if name in found and name != "modality"}
+    return "\n".join(f"  {name:<12} {', '.join(options)}" for name, options in rows.items())
+
+
+def _warn_of_failures() -> None:
+    for failure in registry().failures:
+        print(f"warning: {failure}; run `suffuse plugins` for the traceback", file=sys.stderr)
+
+
+def _check_modalities(words: Sequence[str]) -> None:
+    known = registry().providers
+    values = [overrides.split(word)[2] for word in words if overrides.split(word)[1] == "modality"]
+    for name in (name for value in values for name in value.split(",")):
+        if name in known or not name.isidentifier():  # choice(...), glob(...): Hydra's to expand
+            continue
+        for failure in registry().failures:
+            if failure.name == name:
+                raise ConfigError(f"modality={name} is installed but broken: {failure}")
+        raise ConfigError(f"modality={name}: no such modality{suggest(name, known, listing='installed')}")
+
+
+def _guard(task: str, run: Callable[[list[str]], None], argv: list[str]) -> None:
+    """Run and turn a `SuffuseError` into one line and exit status 1."""
+    try:
+        run(argv)
+    except SuffuseError as error:
+        fail(task, error)
+
+
+def fail(task: str, error: SuffuseError) -> NoReturn:
+    """Print the error on one line and exit with status 1; other ranks than the first say which they are."""
+    rank = os.environ.get("LOCAL_RANK", "0")
+    where = "" if rank == "0" else f"[rank {rank}] "
+    print(f"{where}{task}: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _train(argv: list[str]) -> None:
+    if not any("=" in word for word in argv) and {"-h", "--help"} & set(argv):
+        example = next(iter(registry().providers), "NAME")
+        print(TRAIN_HELP.format(modalities=_modalities(), groups=_groups(), example=example), end="")
+        return
+    _warn_of_failures()
+    words = overrides.translate(argv)
+    if not words:
+        raise ConfigError(f"say which modality: train modality=NAME (installed: {', '.join(registry().providers)})")
+    _check_modalities(words)
+    overrides.check(words, "train")
+    sys.argv[1:] = words
+
+    from suffuse import app
+
+    app.run_train(words)
+
+
+def _sample(argv: list[str]) -> None:
+    if not argv or {"-h", "--help"} & set(argv):
+        print(SAMPLE_HELP.format(groups=_groups(overrides.SAMPLE_GROUPS)), end="")
+        return
+    _warn_of_failures()
+    words = overrides.translate(argv)
+    overrides.check(words, "sample")
+    given = {overrides.split(word)[1]: overrides.split(word)[2] for word in words}
+    if "ckpt" not in given:
+        raise ConfigError("say which model: sample ckpt=RUN_DIR_OR_FILE")
+    checkpoint = find_checkpoint(given["ckpt"])
+
+    from suffuse import app
+
+    app.run_sample(words, checkpoint)
+
+
+def find_checkpoint(where: str) -> Path:
+    """Return the checkpoint file of a run directory, or the file itself.
+
+    Raises:
+        CheckpointError: When there is none; names the nearest existing run.
+    """
+    path = Path(where).expanduser()
+    if path.is_file():
+        return path
+    for candidate in (path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
+        if candidate.is_file():
+            return candidate
+    if path.is_dir():
+        raise CheckpointError(f"ckpt={where}: no checkpoint there (looked for checkpoints/last.ckpt)")
+    runs = [str(last.parents[1]) for last in Path("outputs").glob("*/*/checkpoints/last.ckpt")]
+    raise CheckpointError(f"ckpt={where}: no such run directory or file{suggest(where, runs, listing='runs here')}")
+
+
+def train() -> None:
+    """Entry point of ``train``."""
+    _guard("train", _train, sys.argv[1:])
+
+
+def sample() -> None:
+    """Entry point of ``sample``."""
+    _guard("sample", _sample, sys.argv[1:])
+
+
+def _plugins(as_json: bool) -> int:
+    found = registry()
+    if as_json:
+        rows = [
+            {"name": p.modality.name, "summary": p.modality.summary, "dist": p.dist, "conf": str(p.modality.conf)}
+            for p in found.providers.values()
+        ]
+        print(json.dumps({"modalities": rows, "failures": [str(f) for f in found.failures]}, indent=2))
+    else:
+        print(_modalities())
+        for failure in found.failures:
+            print(f"\n{failure}", file=sys.stderr)
+            traceback.print_exception(failure.error)
+    return int(bool(found.failures))
+
+
+def main() -> None:
+    """Entry point of ``suffuse``: train and sample, look at the installation or a checkpoint, start a plugin."""
+    if sys.argv[1:2] in (["train"], ["sample"]):
+        task = sys.argv.pop(1)
+        _guard(task, _train if task == "train" else _sample, sys.argv[1:])
+        return
+    parser = argparse.ArgumentParser(prog="suffuse")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("train", help="train a model (the same as the command `train`)")
+    commands.add_parser("sample", help="draw samples from a checkpoint (the same as `sample`)")
+    plugins = commands.add_parser("plugins", help="list modality packages; fails if one is broken")
+    plugins.add_argument("--json", action="store_true", help="print one JSON object")
+    new = commands.add_parser("new", help="write the skeleton of a modality package")
+    new.add_argument("name", help="lower_snake_case name of the modality")
+    new.add_argument("--in", dest="parent", type=Path, default=Path(), help="directory to write it in")
+    info = commands.add_parser("info", help="say what a checkpoint is")
+    info.add_argument("ckpt", help="a run directory or a checkpoint file")
+    info.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args()
+    try:
+        sys.exit(_command(args))
+    except SuffuseError as error:
+        fail("suffuse", error)
+
+
+def _command(args: argparse.Namespace) -> int:
+    if args.command == "plugins":
+        return _plugins(args.json)
+    if args.command == "new":
+        from suffuse.scaffold import write
+
+        target = write(args.name, args.parent)
+        print(f"wrote {target}; next: pip install -e {target} && train modality={args.name}")
+        return 0
+    checkpoint = find_checkpoint(args.ckpt)
+    from suffuse.info import show
+
+    print(show(checkpoint, as_json=args.json))
+    return 0

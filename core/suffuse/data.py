@@ -1,0 +1,135 @@
+"""Data: the endless, step-indexed stream of training batches, and the held-out set.
+
+Training reads one infinite stream of positions p = 0, 1, 2, … Epoch e = p // N is a permutation of the N items that
+depends on (seed, e) alone, so the item at a position is a pure function of (seed, p). Micro-batch k of a job with
+`world` ranks and b items per rank covers the positions [k·b·world, (k+1)·b·world), of which rank r takes the r-th
+slice. Nothing has to be saved to continue: a resumed job starts the stream at the micro-batch it had reached, and each
+item is seen once per epoch whatever the batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+
+from suffuse.errors import ConfigError, DataError
+
+__all__ = ["Data", "PositionStream", "Spec"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the items of a data set carry beside ``x``.
+
+    Arguments:
+        labels: Names of the classes in the order of ``cond["label"]``; empty without labels.
+        scalars: Names of the float conditions, each a key of ``cond``.
+    """
+
+    labels: tuple[str, ...] = ()
+    scalars: tuple[str, ...] = ()
+
+
+class PositionStream(Sampler[list[Any]]):
+    """Lists of dataset indices, one list per micro-batch, from micro-batch `start` on and without an end.
+
+    Arguments:
+        length: Number of items N.
+        batch: Items per rank and micro-batch b.
+        seed: Seed of the permutations.
+        start: First micro-batch.
+        rank: This process.
+        world: Number of processes.
+        epochs: Yield ``(epoch, index)`` pairs, for data sets that augment by epoch.
+    """
+
+    def __init__(
+        self, length: int, batch: int, seed: int, start: int = 0, rank: int = 0, world: int = 1, epochs: bool = False
+    ) -> None:
+        self.length, self.batch, self.seed, self.start = length, batch, seed, start
+        self.rank, self.world, self.epochs = rank, world, epochs
+        self._cached: tuple[int, torch.Tensor] | None = None
+
+    def permutation(self, epoch: int) -> torch.Tensor:
+        """Return the order of the items in `epoch`, shape (N,)."""
+        if self._cached is None or self._cached[0] != epoch:
+            # Seeds that differ by one give unrelated permutations only after mixing.
+            mixed = (self.seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9 + 1) % 2**63
+            order = torch.randperm(self.length, generator=torch.Generator().manual_seed(mixed))
+            self._cached = (epoch, order)
+        return self._cached[1]
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        step = self.start
+        while True:
+            first = (step * self.world + self.rank) * self.batch
+            yield [self._item(position) for position in range(first, first + self.batch)]
+            step += 1
+
+    def _item(self, position: int) -> Any:
+        epoch, offset = divmod(position, self.length)
+        index = int(self.permutation(epoch)[offset])
+        return (epoch, index) if self.epochs else index
+
+
+class Data:
+    """Base of a modality's data: two map-style data sets and how they are batched.
+
+    A subclass fills `train`, `val` and `spec` in `setup`. An item is a mapping ``{"x": Tensor, "cond": {name: int |
+    float}, "index": int}``; a data set with the attribute ``epochs = True`` is indexed with ``(epoch, index)`` so that
+    its augmentation can be a pure function of the two.
+
+    Arguments:
+        batch_size: Items per device and micro-batch.
+        workers: Processes that decode; 0 decodes in the training process.
+        seed: Seed of the order, of splits and of augmentation.
+
+    Raises:
+        ConfigError: When batch_size < 1 or workers < 0.
+    """
+
+    train: Dataset[Any]
+    val: Dataset[Any]
+    spec: Spec = Spec()
+
+    def __init__(self, batch_size: int = 64, workers: int = 0, seed: int = 0) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"data.batch_size={batch_size} must be at least 1")
+        if workers < 0:
+            raise ConfigError(f"data.workers={workers} must be at least 0")
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+
+    def setup(self) -> None:
+        """Read whatever `train`, `val` and `spec` need; called once before they are used."""
+
+    def check(self) -> None:
+        """Raise `DataError` when a split is empty."""
+        for name, split in (("train", self.train), ("val", self.val)):
+            if len(split) == 0:  # type: ignore[arg-type]
+                raise DataError(f"data: the {name} split of {type(self).__name__} is empty; point it at more items")
+
+    def train_loader(self, start: int = 0, rank: int = 0, world: int = 1) -> DataLoader[Any]:
+        """Return the endless loader of training batches from micro-batch `start` on."""
+        epochs = bool(getattr(self.train, "epochs", False))
+        stream = PositionStream(
+            len(self.train),  # type: ignore[arg-type]
+            self.batch_size, self.seed, start, rank, world, epochs,
+        )  # fmt: skip
+        return self._loader(self.train, stream)
+
+    def val_loader(self, limit: int | None = None, rank: int = 0, world: int = 1) -> DataLoader[Any]:
+        """Return one pass over this rank's share of the first `limit` held-out items, in order."""
+        count = len(self.val) if limit is None else min(limit, len(self.val))  # type: ignore[arg-type]
+        return self._loader(Subset(self.val, range(rank, count, world)))
+
+    def _loader(self, dataset: Dataset[Any], batches: PositionStream | None = None) -> DataLoader[Any]:
+        how: dict[str, Any] = {"batch_size": self.batch_size} if batches is None else {"batch_sampler": batches}
+        if self.workers and batches is not None:
+            how |= {"persistent_workers": True, "prefetch_factor": 4}
+        return DataLoader(
+            dataset, num_workers=self.workers if batches is not None else 0, pin_memory=torch.cuda.is_available(), **how
+        )

@@ -1,0 +1,330 @@
+"""Jobs: what a composed config does. torch and Lightning start here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shlex
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from suffuse import checkpoint as files
+from suffuse.build import build
+from suffuse.cli import find_checkpoint
+from suffuse.data import Data
+from suffuse.errors import ConfigError, SuffuseError
+from suffuse.model import Facts, Model, Recipe
+from suffuse.overrides import check_limits
+from suffuse.plugins import registry
+from suffuse.sampling import Sampling, write_samples
+from suffuse.training.callbacks import Checkpoints, Monitor, Previews, Stop, Validation
+from suffuse.training.io import AtomicIO
+from suffuse.training.module import TrainingModule
+from suffuse.training.progress import Progress, duration
+
+__all__ = ["sample", "train"]
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Print one line of the job's story."""
+    print(text, flush=True)
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Train, sample, measure; return the last validation loss, which a sweep may minimise.
+
+    Raises:
+        SuffuseError: For everything a user can mend.
+    """
+    _quiet()
+    plain = _resolve(cfg)
+    check_limits(plain)
+    run_dir = _run_dir(cfg)
+    resume = _resume_path(plain, run_dir)
+    with _readable_failures(plain):
+        run = _Training(plain, run_dir)
+        loss = run.fit(resume)
+        run.finish()
+    return loss
+
+
+class _Training:
+    """One training job, from a plain config."""
+
+    def __init__(self, cfg: dict[str, Any], run_dir: Path) -> None:
+        self.cfg, self.run_dir = cfg, run_dir
+        self.seed = int(cfg["seed"])
+        torch.manual_seed(self.seed)
+        self.data: Data = build(cfg["data"], "data", seed=self.seed)
+        self.data.setup()
+        self.data.check()
+        self.codec = build(cfg["codec"], "codec")
+        self.preview = build(cfg["preview"], "preview")
+        self.metrics = build(cfg["metrics"], "metrics", seed=self.seed) if cfg["metrics"] else None
+        facts = Facts.measure(self.data, self.codec)
+        self.model = Model(cfg, facts)
+        self.recipe = Recipe.build(cfg)
+        self.record = {
+            "format": 1,
+            "version": _version(),
+            "plugin": _plugin(cfg["modality"]["name"]),
+            "config": cfg,
+            "facts": facts.record(),
+            "metrics": {},
+        }
+        self._describe(facts)
+
+    def _describe(self, facts: Facts) -> None:
+        weights = sum(p.numel() for p in self.model.parameters())
+        held_out = len(self.data.val)  # type: ignore[arg-type]
+        conditions = [f"{len(facts.labels)} classes"] * bool(facts.labels) + list(facts.scalars)
+        say(
+            f"run {self.run_dir}\n"
+            f"data {len(self.data.train):,} items, {held_out:,} held out, shape {facts.shape}, "  # type: ignore[arg-type]
+            f"standard deviation {facts.sigma_data}" + (f", {', '.join(conditions)}" if conditions else "")
+        )
+        wants = self.cfg["conditioner"].get("_target_", "")
+        if self.model.conditioner.width == 0 and not wants.endswith("NoConditioner"):
+            say("note: the data has no conditions, so the model is unconditional")
+        say(f"model {weights / 1e6:.2f} M weights, {self.cfg['steps']:,} steps of {self._batch():,} samples")
+
+    def _batch(self) -> int:
+        return self.data.batch_size * int(self.cfg["trainer"]["accumulate"])
+
+    def fit(self, resume: Path | None) -> float | None:
+        """Train to the last step; ends the process after a signal."""
+        cfg, how, every = self.cfg, self.cfg["trainer"], self.cfg["every"]
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        _write_text(self.run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg)))
+        module = TrainingModule(
+            model=self.model, codec=self.codec, data=self.data,
+            optimizer=build(cfg["optimizer"], "optimizer"), lr=build(cfg["lr_schedule"], "lr_schedule"),
+            decay=build(cfg["ema"], "ema"), steps=cfg["steps"], seed=self.seed, accumulate=how["accumulate"],
+            clip=how["clip"], max_skipped=how["max_skipped"], record=self.record,
+        )  # fmt: skip
+        if how["compile"]:
+            self.model.denoiser.network.compile()
+        monitor = Monitor(every["log"], Progress(cfg["steps"]))
+        stop = Stop()
+        callbacks = [
+            monitor,
+            Validation(every["validate"], cfg["val_num"], monitor),
+            Previews(
+                every["preview"], cfg["preview_num"], self.recipe, self.preview, self.run_dir / "previews", monitor
+            ),
+            *(build(node, f"callbacks.{name}") for name, node in (cfg["callbacks"] or {}).items()),
+            stop,
+            Checkpoints(every["checkpoint"], cfg["keep"], self.run_dir / "checkpoints"),
+        ]
+        loggers = [
+            build(node, f"logger.{name}", run_dir=str(self.run_dir), config=cfg)
+            for name, node in (cfg["logger"] or {}).items()
+        ]
+        trainer = _trainer(
+            cfg, callbacks=callbacks, logger=loggers, max_steps=cfg["steps"],
+            accumulate_grad_batches=how["accumulate"], limit_val_batches=0, num_sanity_val_steps=0,
+            default_root_dir=str(self.run_dir),
+        )  # fmt: skip
+        began = time.perf_counter()
+        if resume:
+            say(f"continuing {resume} at step {files.read(resume)['suffuse']['step']}")
+        trainer.fit(module, ckpt_path=resume, weights_only=True)
+        self.seconds = time.perf_counter() - began
+        self.module, self.trainer = module, trainer
+        if stop.signum is not None:
+            say(
+                f"stopped by signal {stop.signum} at step {trainer.global_step}, which is saved; "
+                f"continue with the same command and ckpt=auto (with name={self.run_dir.name})"
+            )
+            raise SystemExit(128 + stop.signum)
+        loss: float | None = self.record["metrics"].get("val/loss")
+        return loss
+
+    def finish(self) -> None:
+        """Draw samples with the averaged weights, measure them, and say where everything is."""
+        if not self.trainer.is_global_zero:
+            return
+        cfg = self.cfg
+        device = self.module.device
+        last = self.run_dir / "checkpoints" / "last.ckpt"
+        count = max(cfg["num"], cfg["metrics_num"] if self.metrics else 0)
+        raw = self.model.conditioner.parse({}, count)
+        sampling = Sampling(self.model.to(device), self.codec, self.recipe, seed=self.seed)
+        progress = Progress(count, word="sample")
+        with self.module.averaged():
+            xs = sampling.draw(torch.arange(count), raw, batch=64, progress=progress)
+        folder = self.run_dir / "samples" / "final"
+        chosen = {name: value[: cfg["num"]] for name, value in raw.items()}
+        rows = sampling.rows(torch.arange(cfg["num"]), chosen, cfg, last, "ema")
+        write_samples(folder, xs[: cfg["num"]], rows, self.preview)
+        figures: dict[str, Any] = {"step": self.trainer.global_step, **self.record["metrics"]}
+        if self.metrics is not None:
+            measured = {name: value[: cfg["metrics_num"]] for name, value in raw.items()}
+            figures |= dict(self.metrics(xs[: cfg["metrics_num"]], measured, self.data))
+            figures["metrics_num"] = cfg["metrics_num"]
+        for logger in self.trainer.loggers:
+            logger.log_metrics({f"final/{k}": v for k, v in figures.items() if k != "step"}, self.trainer.global_step)
+            logger.finalize("success")
+        timing = {"train_seconds": round(self.seconds, 1)}
+        _write_text(self.run_dir / "metrics.json", json.dumps(figures | {"timing": timing}, indent=2) + "\n")
+        self._summary(figures, folder)
+
+    def _summary(self, figures: Mapping[str, Any], folder: Path) -> None:
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, float))
+        where = shlex.quote(str(self.run_dir))
+        label = " condition.label=0" if self.model.facts.labels else ""
+        say(
+            f"trained in {duration(self.seconds)}; {shown}\n"
+            f"  samples      {folder / 'overview.png'}\n"
+            f"  previews     {self.run_dir / 'previews'}\n"
+            f"  metrics      {self.run_dir / 'metrics.json'}, metrics.csv beside it\n"
+            f"  checkpoint   {self.run_dir / 'checkpoints' / 'last.ckpt'}\n"
+            f"  draw more    sample ckpt={where} num=64{label}"
+        )
+
+
+def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
+    """Draw samples from the checkpoint `saved`, which was read from `path`.
+
+    Raises:
+        SuffuseError: For everything a user can mend.
+    """
+    _quiet()
+    files.check_modality(saved, path)
+    plain = _resolve(cfg)
+    trained = saved["suffuse"]["config"]
+    model = Model.load(saved, plain["weights"])
+    raw = model.conditioner.parse(plain["condition"], plain["num"])
+    sampling = Sampling(model, build(trained["codec"], "codec"), Recipe.build(plain), seed=plain["seed"])
+    preview = build(trained["preview"], "preview")
+    out = _out(plain["out"], path)
+    rows = sampling.rows(torch.arange(plain["num"]), raw, plain, path, plain["weights"])
+    sampling.check_free(out, rows)
+    with _readable_failures(plain):
+        trainer = _trainer(plain, callbacks=[], logger=False, default_root_dir=str(out))
+        xs = sampling.run(trainer, raw, plain["batch_size"], out)
+        if trainer.is_global_zero:
+            write_samples(out, xs, rows, preview)
+            say(f"wrote {len(rows)} samples to {out}: overview.png, manifest.jsonl")
+
+
+def _trainer(cfg: Mapping[str, Any], **options: Any) -> Trainer:
+    how = cfg["trainer"]
+    try:
+        return Trainer(
+            accelerator=how["accelerator"], devices=cfg["devices"] or how["devices"], num_nodes=how["num_nodes"],
+            strategy=how["strategy"], precision=how["precision"], deterministic=how["deterministic"],
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+            plugins=[AtomicIO()], **options,
+        )  # fmt: skip
+    except (ValueError, TypeError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"trainer: {text}") from error
+
+
+def _resolve(cfg: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key != "hydra"}
+
+
+def _run_dir(cfg: DictConfig) -> Path:
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():  # called from Python, not from the console script
+        return Path("outputs") / cfg.modality.name / str(cfg.name)
+    found = Path(HydraConfig.get().runtime.output_dir)
+    with contextlib.suppress(ValueError):
+        found = found.relative_to(Path.cwd())
+    return found
+
+
+def _resume_path(cfg: Mapping[str, Any], run_dir: Path) -> Path | None:
+    """Return what to continue from, and refuse to overwrite a run.
+
+    Raises:
+        ConfigError: When the run directory holds a run and ``ckpt`` does not say to continue it.
+    """
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if cfg["ckpt"] is None:
+        if last.is_file() and rank_zero_only.rank == 0:
+            raise ConfigError(f"name={run_dir.name}: {run_dir} already holds a run; add ckpt=auto to continue it")
+        return None
+    if cfg["ckpt"] == "auto":
+        return last if last.is_file() else None
+    return find_checkpoint(str(cfg["ckpt"]))
+
+
+def _out(out: str | None, checkpoint: Path) -> Path:
+    """Return where samples go: what was asked, or the next free number in the run's ``samples/``."""
+    if out is not None:
+        return Path(out).expanduser()
+    in_run = checkpoint.parent.name == "checkpoints"
+    base = checkpoint.parents[1] / "samples" if in_run else Path("samples")
+    number = 1
+    while (base / f"{number:03d}").exists():
+        number += 1
+    return base / f"{number:03d}"
+
+
+def _plugin(modality: str) -> dict[str, str]:
+    provider = registry().providers.get(modality)
+    return {"modality": modality, "dist": provider.dist if provider else "unknown"}
+
+
+def _version() -> str:
+    from suffuse import __version__
+
+    return __version__
+
+
+def _write_text(path: Path, text: str) -> None:
+    if rank_zero_only.rank != 0:
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _readable_failures(cfg: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what a user can mend (memory, disk) into one line."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        if not isinstance(error, RuntimeError | MemoryError) or not (
+            isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text
+        ):
+            raise
+        size = cfg["batch_size"] if "batch_size" in cfg else cfg["data"].get("batch_size")
+        key = "batch_size" if "batch_size" in cfg else "data.batch_size"
+        raise SuffuseError(
+            f"out of memory: lower {key} (now {size}; trainer.accumulate keeps the effective batch when training), "
+            "choose a smaller model, or set trainer.precision=bf16-mixed"
+        ) from error
+    except OSError as error:
+        import errno
+
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SuffuseError(f"no space left on the disk while writing {error.filename or 'a file'}") from error
+
+
+def _quiet() -> None:
+    """Keep Lightning's own lines off the screen: ours say the same, once."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).handlers.clear()
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message=".*num_workers.*")

@@ -1,0 +1,174 @@
+"""Overrides: the `key=value` words of a command line, checked before Hydra or torch is imported.
+
+Hydra composes; this module only knows which groups, options and keys exist (from the file names and the YAML of the
+core and of every plugin) so that a slip is answered at once, with the word that was probably meant.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from suffuse.errors import ConfigError, suggest
+from suffuse.plugins import CONF, registry
+
+__all__ = ["LIMITS", "SAMPLE_GROUPS", "check", "check_limits", "groups", "split", "translate"]
+
+SAMPLE_GROUPS = ("sampler", "grid", "guidance", "trainer")
+"""Groups that `sample` takes; everything else of a model is settled when it is trained."""
+
+LIMITS: Mapping[str, int] = {
+    "steps": 1, "seed": 0, "num": 1, "keep": 1, "batch_size": 1, "devices": 1,
+    "preview_num": 1, "val_num": 1, "metrics_num": 2, "data.batch_size": 1, "data.workers": 0, "sampler.steps": 1,
+    "every.log": 0, "every.validate": 0, "every.preview": 0, "every.checkpoint": 0, "trainer.accumulate": 1,
+    "trainer.max_skipped": 0, "lr_schedule.warmup": 0,
+}  # fmt: skip
+"""Smallest whole number each of these keys accepts."""
+
+_PLAIN = re.compile(r"[\w./+-]+")
+
+
+def split(word: str) -> tuple[str, str, str]:
+    """Return (prefix, key, value) of an override: prefix is ``+``, ``++``, ``~`` or empty."""
+    match = re.fullmatch(r"(\+\+|\+|~)?([^=]*)(?:=(.*))?", word, flags=re.DOTALL)
+    assert match is not None  # the pattern accepts any string
+    return match[1] or "", match[2].partition("@")[0], match[3] or ""
+
+
+def translate(argv: Sequence[str]) -> list[str]:
+    """Return `argv` with ``guidance=2`` spelt out as ``guidance=cfg guidance.scale=2``."""
+    words: list[str] = []
+    for word in argv:
+        prefix, key, value = split(word)
+        if key == "guidance" and not prefix and _number(value) is not None:
+            words += ["guidance=cfg", f"guidance.scale={value}"]
+        else:
+            words.append(word)
+    return words
+
+
+def check(argv: Sequence[str], job: str) -> None:
+    """Raise `ConfigError` for the first override that names nothing, or a value out of its range.
+
+    Arguments:
+        argv: Words of the command line; flags are passed over.
+        job: ``train`` or ``sample``: which job's keys are meant.
+    """
+    roots = [CONF, *(p.modality.conf for p in registry().providers.values()), *_config_dirs(argv)]
+    words = [word for word in argv if "=" in word and not word.startswith("-")]
+    for word in argv:
+        if not word.startswith(("-", "~")) and "=" not in word and word not in _flag_values(argv):
+            raise ConfigError(f"{word!r} is not of the form key=value")
+    for word in words:
+        prefix, key, value = split(word)
+        if prefix or key.startswith("hydra"):
+            continue
+        found = groups(roots)
+        if key in found and (job == "train" or key in SAMPLE_GROUPS):
+            _check_options(key, value, found[key])
+        else:
+            _check_key(key, job, roots, found)
+            _check_limit(key, value)
+
+
+def check_limits(values: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` when a value of a composed job is out of its range; dotted keys look into mappings."""
+    for key in LIMITS:
+        value: Any = values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None and value != "auto":
+            _check_limit(key, str(value))
+
+
+def groups(roots: Sequence[Path]) -> dict[str, set[str]]:
+    """Return every config group of `roots` with the names of its options."""
+    found: dict[str, set[str]] = {}
+    for root in roots:
+        for path in _yaml(root):
+            top, _, rest = path.relative_to(root).with_suffix("").as_posix().partition("/")
+            if rest:
+                found.setdefault(top, set()).add(rest)
+    return found
+
+
+@functools.cache
+def _yaml(root: Path) -> tuple[Path, ...]:
+    return tuple(sorted(root.rglob("*.yaml")))
+
+
+def _config_dirs(argv: Sequence[str]) -> Iterator[Path]:
+    for flag, value in itertools.pairwise(argv):
+        if flag in ("-cd", "--config-dir", "-cp", "--config-path") and Path(value).is_dir():
+            yield Path(value).resolve()
+
+
+def _flag_values(argv: Sequence[str]) -> set[str]:
+    return {value for flag, value in itertools.pairwise(argv) if flag.startswith("-")}
+
+
+def _check_options(group: str, value: str, options: set[str]) -> None:
+    for name in value.split(","):
+        if name in options or name == "null" or not _PLAIN.fullmatch(name):  # choice(...), glob(...): Hydra's
+            continue
+        raise ConfigError(f"{group}={name}: no such option{suggest(name, options, listing='options')}")
+
+
+def _check_key(key: str, job: str, roots: Sequence[Path], found: Mapping[str, set[str]]) -> None:
+    names = set(found) if job == "train" else set(SAMPLE_GROUPS)
+    tree = {name: None for name in names} | _keys(roots, f"{job}.yaml") | _keys(roots, "modality/*.yaml")
+    first, *rest = key.split(".")
+    if first not in tree:
+        raise ConfigError(f"unknown key {key!r}{suggest(first, set(tree), listing='keys')}")
+    node: Any = _keys(roots, f"{first}/**/*.yaml") if first in names else tree[first]
+    done = first
+    for part in rest:
+        if not isinstance(node, Mapping) or not node:  # a leaf or an open mapping: Hydra's to judge
+            return
+        if part not in node:
+            raise ConfigError(f"unknown key {key!r}{_near(part, done, node)}")
+        node, done = node[part], f"{done}.{part}"
+
+
+def _near(part: str, parent: str, node: Mapping[str, Any]) -> str:
+    return suggest(f"{parent}.{part}", [f"{parent}.{name}" for name in node if name[0] != "_"], listing="keys")
+
+
+def _keys(roots: Sequence[Path], pattern: str) -> dict[str, Any]:
+    """Return the union of the trees in every file that matches."""
+    import yaml
+
+    merged: dict[str, Any] = {}
+    for root in roots:
+        for path in sorted(root.glob(pattern)):
+            _merge(merged, yaml.safe_load(path.read_text()) or {})
+    return {key: value for key, value in merged.items() if key not in ("defaults", "hydra")}
+
+
+def _merge(into: dict[str, Any], tree: Mapping[str, Any]) -> None:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        elif into.get(key) is None:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _check_limit(key: str, value: str) -> None:
+    if key not in LIMITS or value in ("null", "auto", "") or "$" in value or "," in value or "(" in value:
+        return
+    number = _number(value)
+    if number is None or number != int(number):
+        raise ConfigError(f"{key}={value} is not a whole number")
+    if number < LIMITS[key]:
+        raise ConfigError(f"{key}={value} is out of range; it must be at least {LIMITS[key]}")
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

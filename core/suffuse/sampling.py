@@ -1,0 +1,181 @@
+"""Sampling: the job that turns seeds and conditions into files.
+
+Sample i of a job with seed S has the seed S + i and its own condition, so it does not matter which rank draws it, in
+which batch, or in which order. Ranks take whole batches in turn; the first rank gathers and writes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from suffuse.errors import ConfigError
+from suffuse.model import Model, Recipe
+from suffuse.training.progress import Progress
+
+__all__ = ["Sampling", "write_samples"]
+
+
+class Sampling:
+    """A model, a codec and a recipe, ready to draw.
+
+    Arguments:
+        model: The model with the weights to sample from.
+        codec: Decodes the drawn states.
+        recipe: Sampler, grid and guidance.
+        seed: Seed of sample 0.
+    """
+
+    def __init__(self, model: Model, codec: Any, recipe: Recipe, seed: int) -> None:
+        self.model, self.codec, self.recipe, self.seed = model, codec, recipe, seed
+
+    def batch(self, index: Tensor, raw: Mapping[str, Tensor]) -> Any:
+        """Return the decoded samples number `index`, shape (B,), for their rows of `raw`."""
+        state = self.model.draw(self.recipe, self.seed + index, {k: v[index] for k, v in raw.items()})
+        return self.codec.decode(state)
+
+    def draw(self, index: Tensor, raw: Mapping[str, Tensor], batch: int, progress: Progress | None = None) -> Any:
+        """Return the samples `index` in order, drawn `batch` at a time in this process."""
+        began, done, parts = time.perf_counter(), 0, []
+        for chunk in index.split(batch):
+            parts.append(_cpu(self.batch(chunk, raw)))
+            done += len(chunk)
+            if progress is not None:
+                progress.update(done, rate=done / (time.perf_counter() - began))
+        return _concatenate(parts)
+
+    def run(self, trainer: Trainer, raw: Mapping[str, Tensor], batch: int, out: Path) -> Any:
+        """Draw all of `raw` on the ranks of `trainer`; return them in order on the first rank.
+
+        Arguments:
+            trainer: Decides devices, strategy and precision.
+            raw: Conditions, one row per sample.
+            batch: Samples per step and rank.
+            out: Ranks hand their samples over through hidden files in this directory.
+        """
+        count = len(next(iter(raw.values())))
+        chunks = list(torch.arange(count).split(batch))
+        loader = DataLoader(_Chunks(chunks), batch_size=None)
+        worker = _Worker(self, raw, len(chunks))
+        out.mkdir(parents=True, exist_ok=True)
+        trainer.predict(worker, loader, return_predictions=False)
+        if trainer.world_size == 1:
+            return _concatenate([worker.drawn[i] for i in sorted(worker.drawn)])
+        shards = [out / f".rank-{rank}.pt" for rank in range(trainer.world_size)]
+        torch.save(worker.drawn, shards[trainer.global_rank])
+        trainer.strategy.barrier("samples")
+        if not trainer.is_global_zero:
+            return None
+        drawn: dict[int, Any] = {}
+        for shard in shards:
+            drawn |= torch.load(shard, weights_only=True)
+            shard.unlink()
+        return _concatenate([drawn[i] for i in sorted(drawn)])
+
+    def rows(
+        self, index: Tensor, raw: Mapping[str, Tensor], cfg: Mapping[str, Any], checkpoint: Path, weights: str
+    ) -> list[dict[str, Any]]:
+        """Return what the manifest says of each sample."""
+        captions = self.model.conditioner.captions(raw)
+        how = {
+            "sampler": cfg["sampler"]["_target_"].rpartition(".")[2],
+            "steps": self.recipe.sampler.steps,
+            "grid": cfg["grid"]["_target_"].rpartition(".")[2],
+            "guidance": self.recipe.scale,
+            "checkpoint": str(checkpoint),
+            "weights": weights,
+        }
+        return [
+            {"index": i, "seed": self.seed + i, "condition": _condition(raw, i), "caption": captions[i], **how}
+            for i in index.tolist()
+        ]
+
+    @staticmethod
+    def check_free(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Raise `ConfigError` when `out` holds other samples than those about to be written again."""
+        manifest = out / "manifest.jsonl"
+        if not manifest.is_file():
+            return
+        old = [json.loads(line) for line in manifest.read_text().splitlines() if line.strip()]
+        if [{k: v for k, v in row.items() if k != "file"} for row in old] != [dict(row) for row in rows]:
+            raise ConfigError(f"out={out} already holds other samples; choose another directory or remove it")
+
+
+def _condition(raw: Mapping[str, Tensor], row: int) -> dict[str, Any]:
+    values = {name: value[row].item() for name, value in raw.items()}
+    return {name: value for name, value in values.items() if value == value and value != -1}
+
+
+class _Chunks(torch.utils.data.Dataset[Tensor]):
+    """The index batches of a job."""
+
+    def __init__(self, chunks: list[Tensor]) -> None:
+        self.chunks = chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> Tensor:
+        return self.chunks[number]
+
+
+class _Worker(LightningModule):
+    """Draws every world-th chunk."""
+
+    def __init__(self, sampling: Sampling, raw: Mapping[str, Tensor], chunks: int) -> None:
+        super().__init__()
+        self.model = sampling.model
+        self._sampling, self._raw, self._chunks = sampling, raw, chunks
+        self.drawn: dict[int, Any] = {}
+
+    def on_predict_start(self) -> None:
+        """Start the progress line."""
+        self._progress = Progress(sum(len(c) for c in self.trainer.predict_dataloaders.dataset.chunks), word="sample")
+        self._began, self._done = time.perf_counter(), 0
+
+    def predict_step(self, index: Tensor, batch_idx: int) -> None:
+        """Draw one chunk if it is this rank's."""
+        self._done += len(index)
+        if batch_idx % self.trainer.world_size == self.global_rank:
+            self.drawn[batch_idx] = _cpu(self._sampling.batch(index.cpu(), self._raw))
+            self._progress.update(self._done, rate=self._done / (time.perf_counter() - self._began))
+
+
+def write_samples(out: Path, xs: Any, rows: Sequence[dict[str, Any]], preview: Any) -> None:
+    """Write one file per sample, ``overview.png`` and, last, ``manifest.jsonl``.
+
+    Arguments:
+        out: Directory, made when missing.
+        xs: Decoded samples in the order of `rows`.
+        rows: Manifest rows; each gets its ``file``.
+        preview: The modality's preview.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for position, row in enumerate(rows):
+        row["file"] = preview.save(_row(xs, position), out / f"{row['index']:05d}").name
+    preview.overview(xs, [row["caption"] for row in rows], out / "overview.png")
+    temporary = out / ".manifest.jsonl.tmp"
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    temporary.replace(out / "manifest.jsonl")
+
+
+def _row(xs: Any, position: int) -> Any:
+    return {name: _row(field, position) for name, field in xs.items()} if isinstance(xs, Mapping) else xs[position]
+
+
+def _cpu(xs: Any) -> Any:
+    return {name: _cpu(field) for name, field in xs.items()} if isinstance(xs, Mapping) else xs.cpu()
+
+
+def _concatenate(parts: list[Any]) -> Any:
+    if isinstance(parts[0], Mapping):
+        return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
+    return torch.cat(parts)

@@ -1,0 +1,266 @@
+"""The conformance kit: what every modality package must pass.
+
+A package's own tests subclass `ModalityContract` and name the modality; pytest then runs every check below on it. A
+check that needs more than the name has an attribute or a method to override.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    import torch
+
+    from suffuse.data import Data
+
+__all__ = ["ModalityContract"]
+
+
+class ModalityContract:
+    """Conformance tests of one modality.
+
+    Attributes:
+        modality: What users write after ``modality=``.
+        overrides: Further overrides of ``train`` that keep the checks small, for example ``["model.width=16"]``.
+        training_steps: Steps after which the loss on a fixed batch must be lower.
+    """
+
+    modality: str
+    overrides: tuple[str, ...] = ()
+    training_steps: int = 30
+
+    def bad_input(self, folder: Path) -> list[tuple[list[str], str]]:
+        """Return (overrides, text) pairs: with those overrides the data must refuse with an error that has the text.
+
+        Arguments:
+            folder: An empty directory in which the bad files (truncated, empty, NaN) can be made.
+        """
+        return []
+
+    @pytest.fixture(scope="class")
+    def cfg(self) -> Iterator[dict[str, Any]]:
+        """The composed config of ``train modality=<modality>`` as plain values."""
+        yield self.compose()
+
+    def compose(self, *overrides: str) -> dict[str, Any]:
+        """Return the config with further overrides as plain values."""
+        from omegaconf import OmegaConf
+
+        from suffuse.app import compose_train
+
+        composed = compose_train([f"modality={self.modality}", *self.overrides, "name=contract", *overrides])
+        plain = OmegaConf.to_container(composed, resolve=True)
+        assert isinstance(plain, dict)
+        return {str(key): value for key, value in plain.items()}
+
+    @pytest.fixture(scope="class")
+    def data(self, cfg: dict[str, Any]) -> Data:
+        """The data of the default config, set up."""
+        return self.make_data(cfg)
+
+    def make_data(self, cfg: Mapping[str, Any], **options: Any) -> Data:
+        """Build and set up the data of a config."""
+        from suffuse.build import build
+
+        data: Data = build(cfg["data"], "data", **({"seed": 0} | options))
+        data.setup()
+        data.check()
+        return data
+
+    def batch(self, data: Data) -> dict[str, Any]:
+        """Return the first training batch."""
+        found: dict[str, Any] = next(iter(data.train_loader()))
+        return found
+
+    # Registration.
+
+    def test_is_registered(self) -> None:
+        """The plugin loads without a fault."""
+        from suffuse.plugins import registry
+
+        assert self.modality in registry().providers, [str(failure) for failure in registry().failures]
+
+    def test_discovery_does_not_import_torch(self) -> None:
+        """Commands answer at once only if hook modules stay light."""
+        code = "import sys, suffuse.plugins as p; p.registry(); sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+    def test_config_composes(self, cfg: dict[str, Any]) -> None:
+        """The config names its own modality."""
+        assert cfg["modality"]["name"] == self.modality
+
+    def test_targets_instantiate(self, cfg: dict[str, Any]) -> None:
+        """Codec, preview and metrics can be built and keep their protocols."""
+        from suffuse.build import build
+        from suffuse.codec import Codec
+        from suffuse.preview import Preview
+
+        assert isinstance(build(cfg["codec"], "codec"), Codec)
+        assert isinstance(build(cfg["preview"], "preview"), Preview)
+        if cfg["metrics"]:
+            assert callable(build(cfg["metrics"], "metrics", seed=0))
+
+    # Data.
+
+    def test_items_are_documented(self, data: Data) -> None:
+        """An item is x, cond and index; labels are in range; scalars are floats."""
+        import torch
+
+        for split in (data.train, data.val):
+            item = split[(0, 0) if getattr(split, "epochs", False) else 0]
+            assert set(item) >= {"x", "cond", "index"} and int(item["index"]) == 0
+            if data.spec.labels:
+                assert -1 <= int(item["cond"]["label"]) < len(data.spec.labels)
+            for name in data.spec.scalars:
+                assert isinstance(float(item["cond"][name]), float)
+            assert all(torch.isfinite(leaf.float()).all() for leaf in _leaves(item["x"]))
+
+    def test_workers_change_nothing(self, cfg: dict[str, Any]) -> None:
+        """Two worker processes yield what none yields."""
+        alone = iter(self.make_data(cfg, workers=0).train_loader())
+        helped = iter(self.make_data(cfg, workers=2).train_loader())
+        for _ in range(3):
+            assert _equal(next(alone), next(helped))
+
+    def test_data_is_deterministic(self, cfg: dict[str, Any], data: Data) -> None:
+        """The same seed yields the same batches, another seed another order."""
+        assert _equal(self.batch(data), self.batch(self.make_data(cfg)))
+        assert not _equal(self.batch(data)["index"], self.batch(self.make_data(cfg, seed=1))["index"])
+
+    def test_stream_continues(self, data: Data) -> None:
+        """A loader that starts at micro-batch 2 yields what a first one yields third."""
+        stream = iter(data.train_loader())
+        third = [next(stream) for _ in range(3)][2]
+        assert _equal(third, next(iter(data.train_loader(start=2))))
+
+    def test_data_pickles(self, data: Data) -> None:
+        """Worker processes and other ranks may need a copy."""
+        again = pickle.loads(pickle.dumps(data))
+        assert _equal(self.batch(data), self.batch(again))
+
+    def test_bad_input_is_one_clear_error(self, tmp_path: Path) -> None:
+        """What `bad_input` describes is refused with the documented text."""
+        from suffuse.errors import SuffuseError
+
+        for overrides, text in self.bad_input(tmp_path):
+            with pytest.raises(SuffuseError, match=text) as caught:
+                self.make_data(self.compose(*overrides))
+            assert "\n" not in str(caught.value)
+
+    # Codec.
+
+    def test_codec_round_trip(self, cfg: dict[str, Any], data: Data) -> None:
+        """decode(encode(x)) is x within the codec's tolerance, for whole and for small batches."""
+        from suffuse.build import build
+
+        codec = build(cfg["codec"], "codec")
+        x = self.batch(data)["x"]
+        for rows in (1, 3, len(_leaves(x)[0])):
+            part = _map(lambda leaf: leaf[:rows], x)  # noqa: B023
+            for found, wanted in zip(_leaves(codec.decode(codec.encode(part))), _leaves(part), strict=True):
+                assert (found.double() - wanted.double()).abs().max() <= codec.tolerance
+
+    def test_nan_is_refused(self, cfg: dict[str, Any]) -> None:
+        """Data with NaN values is refused before training starts."""
+        from suffuse.build import build
+        from suffuse.errors import ConfigError
+        from suffuse.model import Facts
+
+        data = self.make_data(cfg)
+        data.train = _Poisoned(data.train)  # type: ignore[assignment]
+        with pytest.raises(ConfigError, match="NaN"):
+            Facts.measure(data, build(cfg["codec"], "codec"), limit=2)
+
+    # Training and sampling.
+
+    def test_training_lowers_the_loss(self, cfg: dict[str, Any], data: Data) -> None:
+        """A few steps on one batch lower its loss; noise and times are fixed."""
+        import torch
+
+        from suffuse.build import build
+        from suffuse.noise import KeyedNoise
+
+        torch.manual_seed(0)
+        model, codec = self.model(cfg, data), build(cfg["codec"], "codec")
+        batch = self.batch(data)
+        x0, rows = codec.encode(batch["x"]), len(batch["index"])
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        losses = []
+        for _ in range(self.training_steps):
+            cond = model.conditioner(batch["cond"])
+            loss = model.objective(model.denoiser, x0, cond, KeyedNoise(torch.arange(rows)), 0).total
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < 0.95 * losses[0]
+
+    def test_sampling(self, cfg: dict[str, Any], data: Data, tmp_path: Path) -> None:
+        """Samples have the data's shape, repeat for their seeds, and can be written and shown."""
+        import torch
+
+        from suffuse.build import build
+        from suffuse.model import Recipe
+
+        model, codec, preview = self.model(cfg, data), build(cfg["codec"], "codec"), build(cfg["preview"], "preview")
+        cfg = copy.deepcopy(cfg)
+        cfg["sampler"]["steps"] = 3
+        recipe, raw = Recipe.build(cfg), model.conditioner.parse({}, 4)
+        xs = codec.decode(model.draw(recipe, torch.arange(4), raw))
+        again = codec.decode(model.draw(recipe, torch.arange(4), raw))
+        assert _equal(xs, again)
+        for found, wanted in zip(_leaves(xs), _leaves(self.batch(data)["x"]), strict=True):
+            assert found.shape[1:] == wanted.shape[1:] and torch.isfinite(found).all()
+        captions = model.conditioner.captions(raw)
+        assert len(captions) == 4
+        path = preview.save(_map(lambda leaf: leaf[0], xs), tmp_path / "00000")
+        assert path.is_file() and path.stem == "00000" and path.stat().st_size > 0
+        overview = preview.overview(xs, captions, tmp_path / "overview.png")
+        assert overview.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        media = preview.media(xs, captions)
+        assert media and all(type(item).__module__.startswith("wandb.") for item in media)
+
+    def model(self, cfg: dict[str, Any], data: Data) -> Any:
+        """Return an untrained model for the data."""
+        from suffuse.build import build
+        from suffuse.model import Facts, Model
+
+        return Model(cfg, Facts.measure(data, build(cfg["codec"], "codec"), limit=64))
+
+
+class _Poisoned:
+    """A data set whose first item holds a NaN."""
+
+    def __init__(self, whole: Any) -> None:
+        self.whole = whole
+        self.epochs = getattr(whole, "epochs", False)
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        item = dict(self.whole[index])
+        item["x"] = _map(lambda leaf: leaf.float() * float("nan"), item["x"])
+        return item
+
+
+def _leaves(x: Any) -> list[torch.Tensor]:
+    return [leaf for field in x.values() for leaf in _leaves(field)] if isinstance(x, Mapping) else [x]
+
+
+def _map(function: Any, x: Any) -> Any:
+    return {name: _map(function, field) for name, field in x.items()} if isinstance(x, Mapping) else function(x)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    import torch
+
+    return all(torch.equal(x, y) for x, y in zip(_leaves(a), _leaves(b), strict=True))

@@ -1,0 +1,143 @@
+"""Loggers: metrics.csv in the run directory, and Weights & Biases."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from suffuse.errors import ConfigError
+
+__all__ = ["CSVLogger", "wandb_logger"]
+
+
+class CSVLogger(Logger):
+    """Appends one row per step to ``metrics.csv``; a column that turns up later widens the whole file.
+
+    Arguments:
+        run_dir: Directory of the run.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        super().__init__()
+        self.path = Path(run_dir) / "metrics.csv"
+        self.columns: list[str] = ["step"]
+        self.rows: list[dict[str, str]] = []
+
+    @property
+    def name(self) -> str:
+        """Name Lightning shows."""
+        return "csv"
+
+    @property
+    def version(self) -> int:
+        """The file is its own version."""
+        return 0
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The config has its own file."""
+
+    def resume(self, step: int) -> None:
+        """Read the rows up to `step` back and drop those that a killed run wrote after its checkpoint."""
+        if rank_zero_only.rank != 0 or not self.path.is_file():
+            return
+        with self.path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if (row["step"] or "").isdigit() and None not in row.values()]
+        self.columns = [name for name in reader.fieldnames or ["step"] if name]
+        self.rows = [row for row in rows if int(row["step"]) <= step]
+        self._rewrite()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write `metrics` into the row of `step`."""
+        new = [name for name in metrics if name not in self.columns]
+        self.columns += new
+        values = {name: f"{float(value):.9g}" for name, value in metrics.items()}
+        same = bool(self.rows) and self.rows[-1]["step"] == str(step)
+        if same:
+            self.rows[-1] |= values
+        else:
+            self.rows.append({"step": str(step), **values})
+        if same or new or len(self.rows) == 1:
+            self._rewrite()
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns, restval="").writerow(self.rows[-1])
+
+    def _rewrite(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(".metrics.csv.tmp")
+        temporary.write_text(text.getvalue())
+        temporary.replace(self.path)
+
+
+def wandb_logger(
+    run_dir: str, config: Mapping[str, Any], project: str = "suffuse", entity: str | None = None,
+    group: str | None = None, tags: Sequence[str] = (), mode: str = "auto",
+) -> WandbLogger:  # fmt: skip
+    """Return the W&B logger of a run directory; a resumed run continues the same W&B run.
+
+    Arguments:
+        run_dir: Directory of the run; its file ``wandb_id`` keeps the run's id.
+        config: Resolved config, stored once with the run.
+        project: W&B project.
+        entity: W&B user or team.
+        group: W&B group.
+        tags: W&B tags.
+        mode: ``online``, ``offline``, ``disabled``, or ``auto``: online where there is a key and a network.
+
+    Raises:
+        ConfigError: When the mode is none of these.
+    """
+    import wandb
+
+    if mode not in ("auto", "online", "offline", "disabled"):
+        raise ConfigError(f"logger.wandb.mode={mode} is not one of auto, online, offline, disabled")
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or _reachable_mode()
+    path = Path(run_dir)
+    name = path / "wandb_id"
+    if not name.is_file() and rank_zero_only.rank == 0:
+        path.mkdir(parents=True, exist_ok=True)
+        name.write_text(wandb.util.generate_id())
+    return WandbLogger(
+        name=path.name, save_dir=str(path), id=name.read_text().strip() if name.is_file() else None, project=project,
+        resume="allow", config=dict(config), entity=entity, group=group, tags=list(tags), mode=mode,
+        settings=wandb.Settings(console="off", silent=True),
+    )  # fmt: skip
+
+
+def _reachable_mode() -> str:
+    """Return ``online`` where there is a key and the server answers; else say why not and return ``offline``."""
+    if not _has_key():
+        reason = "no API key (wandb login, or WANDB_API_KEY)"
+    else:
+        host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2]
+        host, _, port = host.strip("/").partition(":")
+        try:
+            socket.create_connection((host, int(port or 443)), timeout=3).close()
+        except OSError as error:
+            reason = f"{host} cannot be reached ({error})"
+        else:
+            return "online"
+    rank_zero_info(f"W&B logs offline: {reason}; send the run later with `wandb sync`")
+    return "offline"
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return netrc.is_file() and "wandb" in netrc.read_text()

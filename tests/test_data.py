@@ -1,0 +1,80 @@
+"""The stream of positions: every item once per epoch, whatever the batch size, the ranks, or the restarts."""
+
+from __future__ import annotations
+
+from itertools import chain, islice
+
+import pytest
+import torch
+
+from suffuse.data import Data, PositionStream
+from suffuse.errors import ConfigError, DataError
+
+
+def take(stream: PositionStream, batches: int) -> list[int]:
+    return list(chain.from_iterable(islice(iter(stream), batches)))
+
+
+def test_each_item_once_per_epoch_across_batch_borders() -> None:
+    seen = take(PositionStream(length=10, batch=4, seed=3), 5)
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10] != seen[10:]
+
+
+def test_order_depends_on_the_seed_alone() -> None:
+    assert take(PositionStream(50, 5, seed=1), 10) == take(PositionStream(50, 25, seed=1), 2)
+    assert take(PositionStream(50, 5, seed=1), 10) != take(PositionStream(50, 5, seed=2), 10)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_the_global_batch(world: int) -> None:
+    whole = list(islice(iter(PositionStream(13, 8, seed=0)), 6))
+    parts = [list(islice(iter(PositionStream(13, 8 // world, 0, 0, rank, world)), 6)) for rank in range(world)]
+    assert [list(chain.from_iterable(step)) for step in zip(*parts, strict=True)] == whole
+
+
+def test_resuming_on_other_ranks_sees_each_item_once() -> None:
+    first = take(PositionStream(12, 6, seed=5), 1)
+    rest = [take(PositionStream(12, 3, 5, start=1, rank=rank, world=2), 1) for rank in range(2)]
+    assert sorted(first + rest[0] + rest[1]) == list(range(12))
+
+
+def test_a_batch_may_be_larger_than_the_data() -> None:
+    assert sorted(take(PositionStream(3, 7, seed=0), 1)[:6]) == [0, 0, 1, 1, 2, 2]
+
+
+class Numbers(Data):
+    def __init__(self, count: int = 10, **options: int) -> None:
+        super().__init__(**options)
+        self.count = count
+
+    def setup(self) -> None:
+        items = [{"x": torch.tensor([float(i)]), "cond": {}, "index": i} for i in range(self.count)]
+        self.train, self.val = items, items[:5]
+
+
+def test_validation_covers_the_items_once() -> None:
+    data = Numbers(batch_size=2)
+    data.setup()
+    parts = [[i for b in data.val_loader(rank=r, world=2) for i in b["index"].tolist()] for r in range(2)]
+    assert parts == [[0, 2, 4], [1, 3]]
+    assert [len(b["index"]) for b in data.val_loader(limit=3)] == [2, 1]
+
+
+def test_workers_yield_the_same_stream() -> None:
+    alone, helped = Numbers(batch_size=4), Numbers(batch_size=4, workers=2)
+    for data in (alone, helped):
+        data.setup()
+    pairs = zip(islice(iter(alone.train_loader(3)), 4), islice(iter(helped.train_loader(3)), 4), strict=True)
+    assert all(torch.equal(a["x"], b["x"]) for a, b in pairs)
+
+
+def test_errors_name_the_key() -> None:
+    with pytest.raises(ConfigError, match="data.batch_size=0"):
+        Numbers(batch_size=0)
+    with pytest.raises(ConfigError, match="data.workers=-1"):
+        Numbers(workers=-1)
+    empty = Numbers(count=0)
+    empty.setup()
+    with pytest.raises(DataError, match="the train split of Numbers is empty"):
+        empty.check()

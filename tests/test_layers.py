@@ -1,0 +1,82 @@
+"""The house rules that an import can break."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+CORE = Path(__file__).parents[1] / "core" / "suffuse"
+FLOORS = {
+    name: floor
+    for floor, names in enumerate(
+        [
+            ["schedule", "state", "noise", "nn", "targets", "ema"],
+            ["denoiser", "process", "grid", "conditioner"],
+            ["sampler", "guidance", "objective"],
+            ["data", "codec", "preview", "metrics", "build", "checkpoint", "model"],
+            ["sampling", "training"],
+            ["jobs", "app", "info", "testing"],
+        ]
+    )
+    for name in names
+}
+LIGHT = {"errors", "hookspecs", "modality", "plugins", "overrides", "cli", "scaffold", "__init__", "__main__"}
+MATHS = [name for name, floor in FLOORS.items() if floor <= 2]
+FOREIGN = {"lightning", "hydra", "omegaconf", "wandb", "torchvision", "torchaudio", "PIL", "rdkit", "diffusers"}
+
+
+def files(name: str) -> list[Path]:
+    folder = CORE / name
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [CORE / f"{name}.py"]
+
+
+def imports(path: Path, top_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_only else list(ast.walk(tree))
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own(names: set[str]) -> set[str]:
+    return {name.split(".")[1] for name in names if name.startswith("suffuse.")}
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_imports_go_down(name: str) -> None:
+    for path in files(name):
+        for other in own(imports(path)) & set(FLOORS) - {name}:
+            assert FLOORS[other] <= FLOORS[name], f"{path.name} (floor {FLOORS[name]}) imports {other}"
+
+
+@pytest.mark.parametrize("name", MATHS)
+def test_the_mathematics_imports_torch_only(name: str) -> None:
+    for path in files(name):
+        assert not {module.split(".")[0] for module in imports(path)} & FOREIGN, path
+        assert not own(imports(path)) & {"plugins", "cli", "app", "jobs"}, path
+
+
+@pytest.mark.parametrize("name", sorted(LIGHT))
+def test_light_modules_import_nothing_heavy_at_the_top(name: str) -> None:
+    heavy = {"torch", "lightning", "hydra", "omegaconf", "wandb", "numpy"}
+    top = imports(CORE / f"{name}.py", top_only=True)
+    assert not {module.split(".")[0] for module in top} & heavy
+    assert own(top) <= LIGHT | {"SuffuseError", "hookimpl", "Modality"}
+
+
+def test_every_module_is_placed() -> None:
+    found = {p.stem for p in CORE.glob("*.py")} | {p.name for p in CORE.iterdir() if (p / "__init__.py").is_file()}
+    assert found == set(FLOORS) | LIGHT
+
+
+def test_the_core_names_no_plugin() -> None:
+    for path in [*CORE.rglob("*.py"), *(CORE.parents[1] / "conf").rglob("*.yaml")]:
+        text = path.read_text()
+        for plugin in ("suffuse_image", "suffuse-image", "suffuse_audio", "suffuse_video", "suffuse_molecules"):
+            assert plugin not in text, f"{path} names {plugin}"
