@@ -1,0 +1,293 @@
+r"""Denoiser: the posterior mean E[x_0 | x_t], and how a network's output becomes it.
+
+Samplers, guidance and metrics see x_0-hat only; eps, score and velocity follow from it:
+
+    eps = (x_t - alpha x0) / sigma,   score = -eps / sigma,   u = eps - x0.
+
+A network F gives it through a parameterisation x0 = skip x_t + out F(inp x_t, noise). For alpha = a, sigma = s and data
+of standard deviation d:
+
+    x0     skip 0                    out 1
+    eps    skip 1/a                  out -s/a
+    v      skip a/(a^2+s^2)          out -s/(a^2+s^2)        v = a eps - s x0
+    flow   skip 1/(a+s)              out -s/(a+s)            u = eps - x0
+    score  skip 1/a                  out s^2/a
+    EDM    skip a d^2/(s^2+a^2 d^2)  out s d/sqrt(s^2+a^2 d^2)
+
+with inp = 1/sqrt(a^2 d^2 + s^2) for all of them: the network always sees inputs of variance one.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from suffuse.errors import ConfigError
+from suffuse.process import Process, reference
+from suffuse.schedule import AlphaSigma
+from suffuse.state import State, leaves, map_state
+
+__all__ = [
+    "X0", "Affine", "Denoiser", "EDMPrecond", "Eps", "Flow", "Parameterization", "Preconditioned", "Prediction", "Score",
+    "V", "eps_of", "flow_of", "score_of", "v_of",
+]  # fmt: skip
+
+Condition = Mapping[str, Tensor] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a denoiser returns: x0, the estimate of the clean state, shaped like its input."""
+
+    x0: State
+
+
+def eps_of(x: Tensor, x0: Tensor, at: AlphaSigma) -> Tensor:
+    """Return the noise in x given the estimate x0."""
+    return (x - at.alpha * x0) / at.sigma
+
+
+def score_of(x: Tensor, x0: Tensor, at: AlphaSigma) -> Tensor:
+    """Return the score of p_t at x (Tweedie's formula)."""
+    return (at.alpha * x0 - x) / at.sigma**2
+
+
+def flow_of(x: Tensor, x0: Tensor, at: AlphaSigma) -> Tensor:
+    """Return the rectified-flow velocity eps - x0."""
+    return eps_of(x, x0, at) - x0
+
+
+def v_of(x: Tensor, x0: Tensor, at: AlphaSigma) -> Tensor:
+    """Return v = alpha eps - sigma x0."""
+    return at.alpha * eps_of(x, x0, at) - at.sigma * x0
+
+
+class Affine(NamedTuple):
+    """x0 = skip x + out F(inp x, noise); float64, of the shape of t."""
+
+    skip: Tensor
+    out: Tensor
+    inp: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class Parameterization(ABC):
+    """What the network predicts.
+
+    Arguments:
+        sigma_data: Standard deviation d of the data.
+
+    Raises:
+        ConfigError: Unless sigma_data > 0.
+    """
+
+    sigma_data: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_data < math.inf:
+            raise ConfigError(f"parameterization: sigma_data={self.sigma_data} must be positive")
+
+    def affine(self, alpha: Tensor, sigma: Tensor) -> Affine:
+        """Return the four coefficients for float64 alpha and sigma of any shape."""
+        skip, out = self.skip_out(alpha, sigma)
+        inp = (alpha**2 * self.sigma_data**2 + sigma**2).rsqrt()
+        # A function of the noise level alone, of order one, finite at both ends: any schedule may take over later.
+        noise = (alpha.log() - sigma.log()).clamp(-15, 15) / 4
+        return Affine(skip, out, inp, noise)
+
+    @abstractmethod
+    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return skip and out."""
+
+    @abstractmethod
+    def target_weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (p, q) with F = p x0 + q eps when the prediction is perfect."""
+
+
+class X0(Parameterization):
+    """F = x0."""
+
+    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return 0 and 1."""
+        return torch.zeros_like(alpha), torch.ones_like(alpha)
+
+    def target_weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return 1 and 0."""
+        return torch.ones_like(alpha), torch.zeros_like(alpha)
+
+
+class Eps(Parameterization):
+    """F = eps. Undefined without signal: no time with alpha = 0."""
+
+    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return 1/a and -s/a."""
+        return 1 / alpha, -sigma / alpha
+
+    def target_weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return 0 and 1."""
+        return torch.zeros_like(alpha), torch.ones_like(alpha)
+
+
+class V(Parameterization):
+    """F = alpha eps - sigma x0. "Progressive Distillation", Salimans and Ho 2022, appendix D."""
+
+    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a/(a^2+s^2) and -s/(a^2+s^2)."""
+        power = alpha**2 + sigma**2
+        return alpha / power, -sigma / power
+
+    def target_weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return -s and a."""
+        return -sigma, alpha
+
+
+class Flow(Parameterization):
+    """F = eps - x0, the velocity of the straight line. "Flow Matching", Lipman et al. 2023, eq. 23."""
+
+    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return 1/(a+s) and -s/(a+s)."""
+        return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+
+    def target_weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return -1 and 1."""
+        return -torch.ones_like(alpha), torch.ones_like(alpha)
+
+
+class Score(Parameterization):
+    """F = score of p_t. Undefined without signal or without noise."""
+
+    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return 1/a and s^2/a."""
+        return 1 / alpha, sigma**2 / alpha
+
+    def target_weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return 0 and -1/s."""
+        return torch.zeros_like(alpha), -1 / sigma
+
+
+class EDMPrecond(Parameterization):
+    """Unit-variance inputs and targets. "Elucidating the Design Space …", Karras et al. 2022, table 1 and appendix B.6,
+    here for any alpha."""
+
+    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a d^2/(s^2+a^2 d^2) and s d/sqrt(s^2+a^2 d^2)."""
+        d = self.sigma_data
+        power = sigma**2 + (alpha * d) ** 2
+        return alpha * d * d / power, sigma * d * power.rsqrt()
+
+    def target_weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return s/(d sqrt(s^2+a^2 d^2)) and -a d/sqrt(s^2+a^2 d^2)."""
+        d = self.sigma_data
+        root = (sigma**2 + (alpha * d) ** 2).rsqrt()
+        return sigma * root / d, -alpha * d * root
+
+
+class Denoiser(nn.Module):
+    """A map (x_t, t, condition) -> E[x_0 | x_t, condition]. Guidance and observations are denoisers around denoisers."""
+
+    process: Process | Mapping[str, Process]
+
+    def forward(self, x: State, t: float | Tensor, cond: Condition = None) -> Prediction:
+        """Return the prediction.
+
+        Arguments:
+            x: State, shape (B, ...).
+            t: One time for all, or shape (B,), or (B, T) with one per token.
+            cond: Embedded condition, see `suffuse.conditioner`.
+        """
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+
+class Preconditioned(Denoiser):
+    """A network, the process it denoises, and what it predicts.
+
+    Arguments:
+        network: Called as ``network(inp * x, noise, cond)``; noise has shape (B,) or (B, T) and order one.
+        process: Forward process, or one per field.
+        parameterization: What the network predicts, or one per field.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process | Mapping[str, Process],
+        parameterization: Parameterization | Mapping[str, Parameterization],
+    ) -> None:
+        super().__init__()
+        self.network, self.process, self.parameterization = network, process, parameterization
+        self._known: dict[float, Any] = {}
+
+    def forward(self, x: State, t: float | Tensor, cond: Condition = None) -> Prediction:
+        """Return the prediction; float32 whatever the network's dtype under autocast."""
+        affine = self._affine(x, t)
+        output = self._network(x, affine, cond)
+        return Prediction(map_state(_combine, x, output, affine, self.process))
+
+    def residual(self, x0: State, eps: State, t: Tensor, cond: Condition = None) -> tuple[State, State]:
+        """Return how far the network's output is from its target, and the factor from there to the error of x0.
+
+        Losses are formed from these two, since an error of x0 itself overflows where out is infinite.
+
+        Arguments:
+            x0: Clean state, shape (B, ...).
+            eps: What the process drew.
+            t: Shape (B,) or (B, T).
+            cond: Embedded condition.
+
+        Returns:
+            F - F* per field, shaped like x0, and `out` per field, float64, shaped like t: x0_hat - x0 = out (F - F*).
+        """
+        x = map_state(lambda leaf, e, process: process.corrupt(leaf, t, e), x0, eps, self.process)
+        affine = self._affine(x, t)
+        output = self._network(x, affine, cond)
+
+        def difference(f: Tensor, clean: Tensor, e: Tensor, process: Process, what: Parameterization) -> Tensor:
+            p, q = (process.space.expand(w.to(clean), clean) for w in what.target_weights(*process.schedule(t)))
+            return process.space.project(f.to(clean)) - (p * clean + q * e)
+
+        away = map_state(difference, output, x0, eps, self.process, self.parameterization)
+        return away, map_state(lambda _, a: a.out, x0, affine)
+
+    def _network(self, x: State, affine: Any, cond: Condition) -> State:
+        scaled = map_state(lambda leaf, a, process: leaf * _to(a.inp, leaf, process), x, affine, self.process)
+        noise, leaf = next(leaves(affine)).noise, next(leaves(x))
+        rows = leaf.shape[0]
+        if isinstance(noise, float):
+            noise = torch.full((rows,), noise, device=leaf.device)
+        elif noise.ndim == 0:
+            noise = noise.expand(rows)
+        result: State = self.network(scaled, noise.to(leaf.device, torch.float32), cond)
+        return result
+
+    def _affine(self, x: State, t: float | Tensor) -> Any:
+        """Return an `Affine` per field; of floats, remembered, when t is one float."""
+        if isinstance(t, Tensor):
+            return map_state(lambda _, p, what: what.affine(*p.schedule(t)), x, self.process, self.parameterization)
+        if t not in self._known:
+            if len(self._known) > 4096:
+                self._known.clear()
+            of = map_state(lambda _, p, what: what.affine(*p.schedule(t)), x, self.process, self.parameterization)
+            self._known[t] = map_state(lambda a: Affine(*(float(value) for value in a)), of)
+        return self._known[t]
+
+    def extra_repr(self) -> str:
+        """Name the schedule and the parameterisation."""
+        return f"{reference(self.process).schedule}, {next(leaves(self.parameterization))}"
+
+
+def _to(value: Any, like: Tensor, process: Process) -> Any:
+    return value if isinstance(value, float) else process.space.expand(value.to(like.device, like.dtype), like)
+
+
+def _combine(x: Tensor, f: Tensor, affine: Any, process: Process) -> Tensor:
+    f = process.space.project(f.to(x.dtype))
+    if isinstance(affine.out, float):
+        return torch.add(x * affine.skip, f, alpha=affine.out)
+    return _to(affine.skip, x, process) * x + _to(affine.out, x, process) * f

@@ -1,0 +1,115 @@
+"""Noise: random numbers that depend on a sample's seed alone.
+
+Row i of a draw is a pure function of (seed_i, step, stream): not of the batch it is in, the rank that draws it, or what
+was drawn before. The generator is counter based, Philox4x32-10 of "Parallel Random Numbers: As Easy as 1, 2, 3", Salmon
+et al. 2011: key = the 64-bit seed, counter = (block, step, stream, 0). It is written in integer tensor operations, so
+it runs on any device, inside a compiled graph, and gives the same bits everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["KeyedNoise", "mix", "philox"]
+
+_MASK = 0xFFFFFFFF
+_ROUNDS = 10
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def mix(*values: int) -> int:
+    """Return a 62-bit hash of integers (splitmix64 finaliser), to derive unrelated seeds from one."""
+    state = 0
+    for value in values:
+        state = (state ^ value) + 0x9E3779B97F4A7C15 & 2**64 - 1
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 2**64 - 1
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & 2**64 - 1
+        state ^= state >> 31
+    return state >> 2
+
+
+def _round_keys(seeds: Tensor) -> Tensor:
+    """Return the keys of all rounds, shape (rounds, 2, B, 1), for seeds of shape (B,)."""
+    device = seeds.device
+    key = torch.stack([seeds & _MASK, seeds >> 32 & _MASK])
+    steps = torch.arange(_ROUNDS, device=device)[:, None] * torch.tensor(_WEYL, device=device)
+    return (key[None] + steps[:, :, None] & _MASK)[..., None]
+
+
+def philox(counter: Tensor, keys: Tensor) -> Tensor:
+    """Return four random 32-bit words per counter.
+
+    Arguments:
+        counter: Shape (4, B, N), int64 holding 32-bit words.
+        keys: Round keys, shape (rounds, 2, B, 1).
+
+    Returns:
+        Shape (4, B, N), int64 in [0, 2^32).
+    """
+    # The two multiplications of a round are one: even words times two constants. Products wrap modulo 2^64, so their
+    # low word is right as it is and their high word after masking the sign's copies away.
+    factors = torch.tensor(_MULTIPLIERS, device=counter.device)[:, None, None]
+    even, odd = counter[0::2], counter[1::2]
+    for key in keys.unbind(0):
+        product = (even * factors).flip(0)
+        even = (product >> 32).bitwise_and_(_MASK).bitwise_xor_(odd).bitwise_xor_(key)
+        odd = product.bitwise_and_(_MASK)
+    return torch.stack([even, odd], 1).flatten(0, 1)
+
+
+class KeyedNoise:
+    """A stream of random numbers per sample.
+
+    Arguments:
+        seeds: Shape (B,), int64; one seed per row.
+    """
+
+    def __init__(self, seeds: Tensor) -> None:
+        self.seeds = seeds.long()
+        self._keys = _round_keys(self.seeds)
+
+    def words(self, count: int, step: int, stream: int) -> Tensor:
+        """Return `count` random 32-bit words per row, shape (B, count), int64."""
+        rows, blocks = len(self.seeds), -(-count // 4)
+        counter = torch.empty(4, rows, blocks, dtype=torch.int64, device=self.seeds.device)
+        counter[0] = torch.arange(blocks, device=self.seeds.device)
+        counter[1], counter[2], counter[3] = step & _MASK, stream & _MASK, step >> 32 & _MASK
+        return philox(counter, self._keys).transpose(0, 1).flatten(1)[:, :count]
+
+    def uniform(self, like: Tensor, step: int, stream: int = 0) -> Tensor:
+        """Return uniform numbers in the open interval (0, 1), of the shape, dtype and device of `like`.
+
+        Arguments:
+            like: Shape (B, ...).
+            step: Which draw of this sample.
+            stream: Which of several draws of one step.
+        """
+        count = like[0].numel() if like.ndim > 1 else 1
+        words = self.words(count, step, stream)
+        if like.dtype == torch.float64:
+            return ((words + 0.5) * 2.0**-32).reshape(like.shape)
+        # 23 bits, so that neither end is reached by rounding.
+        return (((words >> 9).float() + 0.5) * 2.0**-23).reshape(like.shape).to(like.dtype)
+
+    def normal(self, like: Tensor, step: int, stream: int = 0) -> Tensor:
+        """Return standard normal numbers (Box and Muller), of the shape, dtype and device of `like`.
+
+        Arguments:
+            like: Shape (B, ...).
+            step: Which draw of this sample.
+            stream: Which of several draws of one step.
+        """
+        count = like[0].numel() if like.ndim > 1 else 1
+        half = -(-count // 2)
+        # A row is padded to whole vectors: a kernel's scalar remainder may round differently from its vector body.
+        padded = -(-half // 16) * 16
+        words = self.words(2 * padded, step, stream)
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        radius = ((words[:, :padded].to(dtype) + 0.5) * 2.0**-32).log_().mul_(-2).sqrt_()
+        angle = words[:, padded:].to(dtype).mul_(2 * math.pi * 2.0**-32)
+        pair = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)
+        return pair[:, :count].reshape(like.shape).to(like.dtype)

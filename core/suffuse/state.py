@@ -1,0 +1,96 @@
+"""State: what is diffused, one tensor or named fields, and the space each field lives in.
+
+A `State` is a tensor of shape (B, ...) or a mapping of names to states. Solvers and losses are written for one tensor
+and mapped over the fields. A `Space` is the geometry of one field: the only place that knows which axes carry their
+own noise level, which entries are padding, or which subspace (zero centre of mass, symmetric pairs) the field keeps to.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Dense", "Space", "State", "leaves", "map_state"]
+
+State = Tensor | Mapping[str, "State"]
+
+
+def map_state(function: Callable[..., Any], first: Any, *rest: Any) -> Any:
+    """Apply `function` to every field of `first` and the same field of `rest`.
+
+    What is no mapping in `rest` (one process for all fields, a number) goes to every field.
+    """
+    if not isinstance(first, Mapping):
+        return function(first, *rest)
+    return {
+        name: map_state(function, field, *(tree[name] if isinstance(tree, Mapping) else tree for tree in rest))
+        for name, field in first.items()
+    }
+
+
+def leaves(state: Any) -> Iterator[Any]:
+    """Yield the fields of a state in their order."""
+    if isinstance(state, Mapping):
+        for field in state.values():
+            yield from leaves(field)
+    else:
+        yield state
+
+
+class Space(ABC):
+    """Geometry of one field."""
+
+    @abstractmethod
+    def expand(self, v: Tensor, like: Tensor) -> Tensor:
+        """Return `v` of shape (), (B,) or (B, T) with axes of length 1 added so that it broadcasts against `like`."""
+
+    @abstractmethod
+    def project(self, x: Tensor) -> Tensor:
+        """Return the nearest point of the space; noise and predictions are projected."""
+
+    @abstractmethod
+    def mean(self, r: Tensor) -> Tensor:
+        """Return the mean of `r` over everything but the batch, shape (B,)."""
+
+    @abstractmethod
+    def dof(self, like: Tensor) -> Tensor:
+        """Return the degrees of freedom of each sample, shape (B,)."""
+
+
+@dataclass(frozen=True)
+class Dense(Space):
+    """All of R^n, no padding.
+
+    Arguments:
+        tokens: Axes of the field, counted from the batch as 0, that the second axis of a per-token noise level names,
+            for example ``(2,)`` for the frames of a video (B, C, T, H, W).
+    """
+
+    tokens: tuple[int, ...] = (2,)
+
+    def expand(self, v: Tensor, like: Tensor) -> Tensor:
+        """Return `v` with its axes where `like` has the batch and the tokens."""
+        if v.ndim <= 1:
+            return v.reshape(*v.shape, *[1] * (like.ndim - 1)) if v.ndim else v
+        shape = [1] * like.ndim
+        shape[0] = v.shape[0]
+        for axis, size in zip(self.tokens, v.shape[1:], strict=True):
+            shape[axis] = size
+        return v.reshape(shape)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return `x`."""
+        return x
+
+    def mean(self, r: Tensor) -> Tensor:
+        """Return the mean over all axes but the first."""
+        return r.flatten(1).mean(1)
+
+    def dof(self, like: Tensor) -> Tensor:
+        """Return the number of entries of a sample."""
+        return torch.full((like.shape[0],), float(like[0].numel()), device=like.device)

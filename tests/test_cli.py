@@ -1,0 +1,228 @@
+"""The command line: its answers, its files, and its one-line errors."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+
+def one_line(result, status: int = 1) -> str:
+    """Return the single line of a failed command."""
+    assert result.returncode == status, result.stdout + result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    return lines[0]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("[0-9]*.png"))}
+
+
+# Answers before anything heavy is imported.
+
+
+@pytest.mark.parametrize("words", [["train", "--help"], ["suffuse", "train", "--help"], ["train", "-h"]])
+def test_help_lists_modalities_groups_and_keys(command, words: list[str]) -> None:
+    result = command(*words)
+    assert result.returncode == 0
+    for text in ("modality=NAME", "image", "sampler", "heun", "ckpt=auto"):
+        assert text in result.stdout
+
+
+def test_sample_help(command) -> None:
+    result = command("sample", "--help")
+    assert result.returncode == 0 and "condition.label" in result.stdout and "heun" in result.stdout
+
+
+def test_mistakes_import_no_torch(command, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    for words in (["train", "--help"], ["train", "modality=imge"], ["train", "modality=image", "sampler.stps=1"],
+                  ["sample", "ckpt=nowhere"], ["suffuse", "plugins"]):  # fmt: skip
+        result = command(*words, PYTHONPATH=str(tmp_path))
+        assert "torch was imported" not in result.stderr, words
+
+
+MISTAKES = [
+    (["train", "modality=imge"], "train: modality=imge: no such modality; did you mean 'image'?"),
+    (["train", "modality=image", "sampler.stps=3"], "did you mean 'sampler.steps'?"),
+    (["train", "modality=image", "smapler=heun"], "did you mean 'sampler'?"),
+    (["train", "modality=image", "data.root_=x"], "train: unknown key 'data.root_'"),
+    (["train", "modality=image", "steps=0"], "steps=0 is out of range"),
+    (["train", "modality=image", "name=x", "data=image/folder"], "data.path"),
+    (["train"], "say which modality"),
+    (["sample", "num=3"], "say which model"),
+    (["sample", "ckpt=nowhere"], "ckpt=nowhere: no such run directory or file"),
+    (["sample", "ckpt=.", "num=0"], "num=0 is out of range"),
+    (["sample", "ckpt=."], "no checkpoint there"),
+    (["suffuse", "new", "Not-Snake"], "use lower_snake_case, for example 'not_snake'"),
+    (["suffuse", "new", "image"], "'image' is already provided by"),
+    (["suffuse", "info", "nowhere"], "no such run directory or file"),
+]
+
+
+@pytest.mark.parametrize(("words", "text"), MISTAKES)
+def test_a_mistake_is_one_clear_line(command, words: list[str], text: str) -> None:
+    assert text in one_line(command(*words))
+
+
+def test_a_key_of_another_data_option_is_named(command) -> None:
+    """The key exists somewhere in the group, so only Hydra notices; still one line."""
+    assert "path" in one_line(command("train", "modality=image", "data.path=x"))
+
+
+def test_plugins_json(command) -> None:
+    found = json.loads(command("suffuse", "plugins", "--json").stdout)
+    assert [m["name"] for m in found["modalities"]] == ["image"] and found["failures"] == []
+
+
+def test_config_can_be_shown(command) -> None:
+    result = command("train", "modality=image", "guidance=2", "--cfg", "job")
+    shown = yaml.safe_load(result.stdout)
+    assert shown["guidance"]["scale"] == 2 and shown["modality"]["name"] == "image"
+
+
+# A finished run.
+
+
+def test_a_run_leaves_what_it_promises(trained: Path) -> None:
+    assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == [
+        "last.ckpt", "step-000002.ckpt", "step-000004.ckpt", "step-000006.ckpt",
+    ]  # fmt: skip
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["steps"] == 6 and config["name"] == "tiny" and "$" not in (trained / "config.yaml").read_text()
+    with (trained / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    assert all(float(row["loss"]) > 0 and float(row["perf/samples_per_s"]) > 0 for row in rows)
+    assert [row["step"] for row in rows if row["val/loss"]] == ["3", "6"]
+    assert json.loads((trained / "metrics.json").read_text())["step"] == 6
+    assert sorted(p.name for p in (trained / "previews").iterdir()) == ["step-000003.png", "step-000006.png"]
+    final = trained / "samples" / "final"
+    assert {p.name for p in final.iterdir()} == {
+        "00000.png", "00001.png", "00002.png", "00003.png", "overview.png", "manifest.jsonl",
+    }  # fmt: skip
+
+
+def test_a_run_says_what_to_do_next(trained: Path) -> None:
+    said = (trained.parents[2] / "train.out").read_text()
+    assert "sample ckpt=outputs/image/tiny num=64 condition.label=0" in said
+    shown = (trained.parents[2] / "train.err").read_text()
+    assert "step 6/6  100%" in shown and "samples/s" in shown and "left" in shown and "loss" in shown
+
+
+def test_an_existing_run_is_not_overwritten(command, tiny: list[str], trained: Path) -> None:
+    before = digests(trained / "samples" / "final")
+    line = one_line(command("train", *tiny, "name=tiny", cwd=trained.parents[2]))
+    assert "already holds a run; add ckpt=auto" in line
+    assert digests(trained / "samples" / "final") == before
+
+
+def test_auto_needs_a_fixed_name(command, tiny: list[str]) -> None:
+    assert "ckpt=auto needs name=" in one_line(command("train", *tiny, "ckpt=auto"))
+
+
+def test_info(command, trained: Path) -> None:
+    text = command("suffuse", "info", str(trained)).stdout
+    assert "modality     image" in text and "step         6" in text and "val/loss" in text
+    known = json.loads(command("suffuse", "info", str(trained / "checkpoints" / "step-000004.ckpt"), "--json").stdout)
+    assert known["step"] == 4 and known["plugin"].startswith("suffuse-image 0.") and known["config"]["steps"] == 6
+    assert known["facts"]["shape"] == [1, 8, 8] and len(known["facts"]["labels"]) == 10
+
+
+# Sampling.
+
+
+def test_samples_depend_on_seed_and_condition_alone(command, trained: Path, tmp_path: Path) -> None:
+    base = ["sample", f"ckpt={trained}", "sampler.steps=4", "trainer=cpu"]
+    assert command(*base, "num=5", "condition.label=[1,2]", "batch_size=5", "out=all").returncode == 0
+    # Sample 3 alone: its seed is 3, its label the second of the two.
+    assert command(*base, "num=1", "seed=3", "condition.label=2", "out=one").returncode == 0
+    rows = [json.loads(line) for line in (tmp_path / "all" / "manifest.jsonl").read_text().splitlines()]
+    assert [row["seed"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["condition"] for row in rows] == [{"label": v} for v in (1, 2, 1, 2, 1)]
+    assert rows[3]["file"] == "00003.png" and rows[3]["steps"] == 4 and rows[3]["checkpoint"].endswith("last.ckpt")
+    assert digests(tmp_path / "all")["00003.png"] == digests(tmp_path / "one")["00000.png"]
+
+
+def test_two_ranks_write_the_same_files(command, trained: Path, tmp_path: Path) -> None:
+    base = ["sample", f"ckpt={trained}", "num=7", "batch_size=2", "sampler=ancestral", "sampler.steps=3"]
+    assert command(*base, "trainer=cpu", "out=one").returncode == 0
+    result = command(*base, "trainer=ddp", "trainer.accelerator=cpu", "devices=2", "out=two")
+    assert result.returncode == 0, result.stderr
+    assert len(digests(tmp_path / "one")) == 7
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    assert not list((tmp_path / "two").glob(".*"))
+
+
+def test_guidance_sampler_and_weights_change_the_samples(command, trained: Path, tmp_path: Path) -> None:
+    base = ["sample", f"ckpt={trained}", "num=2", "sampler.steps=3", "trainer=cpu"]
+    for name, words in {"plain": ["guidance=1"], "guided": ["guidance=6"], "heun": ["sampler=heun"], "raw": ["weights=raw"]}.items():
+        assert command(*base, *words, f"out={name}").returncode == 0
+    found = [tuple(digests(tmp_path / name).values()) for name in ("plain", "guided", "heun", "raw")]
+    assert len(set(found)) == 4
+
+
+def test_default_output_is_the_next_free_number(command, trained: Path) -> None:
+    for number in ("001", "002"):
+        assert command("sample", f"ckpt={trained}", "num=1", "sampler.steps=2", "trainer=cpu").returncode == 0
+        assert (trained / "samples" / number / "00000.png").is_file()
+    shutil.rmtree(trained / "samples" / "001")
+    shutil.rmtree(trained / "samples" / "002")
+
+
+def test_other_samples_are_not_overwritten(command, trained: Path, tmp_path: Path) -> None:
+    base = ["sample", f"ckpt={trained}", "num=1", "sampler.steps=2", "trainer=cpu", "out=x"]
+    assert command(*base).returncode == 0
+    before = digests(tmp_path / "x")
+    assert command(*base).returncode == 0  # the same samples may be written again
+    assert "already holds other samples" in one_line(command(*base, "seed=1"))
+    assert digests(tmp_path / "x") == before
+
+
+SAMPLE_MISTAKES = [
+    (["condition.label=11"], "label"),
+    (["condition.label=nine"], "label"),
+    (["condition.lable=1"], "did you mean"),
+    (["sampler=heunn"], "did you mean 'heun'?"),
+    (["weights=both"], "neither 'ema' nor 'raw'"),
+    (["guidance=-1"], "guidance.scale=-1"),
+]
+
+
+@pytest.mark.parametrize(("words", "text"), SAMPLE_MISTAKES)
+def test_a_sampling_mistake_is_one_clear_line(command, trained: Path, words: list[str], text: str) -> None:
+    assert text in one_line(command("sample", f"ckpt={trained}", "num=2", "trainer=cpu", *words))
+
+
+def test_a_checkpoint_of_an_absent_plugin(command, trained: Path, tmp_path: Path) -> None:
+    line = one_line(command("sample", f"ckpt={trained}", SUFFUSE_DISABLE_PLUGINS="image"))
+    assert "trained with suffuse-image" in line and "pip install suffuse-image" in line
+
+
+def test_a_torn_checkpoint(command, trained: Path, tmp_path: Path) -> None:
+    torn = tmp_path / "torn.ckpt"
+    torn.write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes()[:1000])
+    assert "not a readable checkpoint" in one_line(command("sample", f"ckpt={torn}"))
+
+
+def test_checkpoints_hold_both_weights(trained: Path) -> None:
+    saved = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["state_dict"].keys() == saved["current_model_state"].keys()
+    assert any(not torch.equal(v, saved["current_model_state"][k]) for k, v in saved["state_dict"].items())
+    assert saved["suffuse"]["config"]["modality"]["name"] == "image"
+
+
+def test_the_module_runs_too(tmp_path: Path) -> None:
+    import subprocess
+
+    result = subprocess.run([sys.executable, "-m", "suffuse", "plugins"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and "image" in result.stdout
