@@ -1,0 +1,165 @@
+"""Conditioner: what a user asks for, as numbers a network can take.
+
+A raw condition is a mapping of tensors with one row per sample: ``label`` (int64, -1 = none given) and named scalars
+(float, NaN = none given). A conditioner embeds it once per batch into ``{"vector": (B, width)}``. In training a share
+`dropout` of the rows loses its condition, so that one network learns both the conditional and the unconditional mean,
+which guidance compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from suffuse.errors import ConfigError, suggest
+
+__all__ = ["ClassConditioner", "Conditioner", "NoConditioner", "VectorConditioner"]
+
+Raw = Mapping[str, Tensor]
+
+
+class Conditioner(nn.Module):
+    """Base: labels and scalars that may be absent.
+
+    Arguments:
+        labels: Names of the classes; empty for none.
+        scalars: Names of the float conditions; empty for none.
+        width: Size of the embedded vector.
+        dropout: Share of training rows whose condition is dropped.
+
+    Raises:
+        ConfigError: Unless 0 <= dropout < 1 and width >= 1.
+    """
+
+    def __init__(
+        self, labels: Sequence[str] = (), scalars: Sequence[str] = (), width: int = 64, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"conditioner.dropout={dropout} must be in [0, 1)")
+        if width < 1:
+            raise ConfigError(f"conditioner.width={width} must be at least 1")
+        self.labels, self.scalars = tuple(labels), tuple(scalars)
+        self.width = width if self.labels or self.scalars else 0
+        self.dropout = dropout
+        # The last row stands for no label.
+        self.embed = nn.Embedding(len(self.labels) + 1, width) if self.labels else None
+        self.scalar = nn.ModuleDict()
+        self.absent = nn.ParameterDict()
+        for name in self.scalars:
+            self.scalar[name] = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
+            self.absent[name] = nn.Parameter(torch.zeros(width))
+
+    def forward(self, raw: Raw) -> dict[str, Tensor]:
+        """Return ``{"vector": (B, width)}``, or nothing for an unconditional model."""
+        parts: list[Tensor] = []
+        if self.embed is not None:
+            label = raw["label"]
+            parts.append(self.embed(torch.where(label < 0, len(self.labels), label)))
+        for name in self.scalars:
+            value = raw[name].float()
+            missing = value.isnan()[:, None]
+            embedded = self.scalar[name](value.nan_to_num()[:, None])
+            parts.append(torch.where(missing, self.absent[name], embedded))
+        return {"vector": torch.stack(parts).sum(0)} if parts else {}
+
+    def null(self, batch: int, device: torch.device | str) -> dict[str, Tensor]:
+        """Return the embedded absent condition of `batch` rows."""
+        return self(self.nothing(batch, device))
+
+    def nothing(self, batch: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """Return the raw absent condition of `batch` rows."""
+        raw: dict[str, Tensor] = {name: torch.full((batch,), float("nan"), device=device) for name in self.scalars}
+        return ({"label": torch.full((batch,), -1, device=device)} if self.labels else {}) | raw
+
+    def drop(self, raw: Raw, mask: Tensor) -> dict[str, Tensor]:
+        """Return `raw` without the rows where `mask`, shape (B,), is true."""
+        nothing = self.nothing(len(mask), mask.device)
+        return {name: torch.where(mask, nothing[name], raw[name].to(nothing[name].dtype)) for name in nothing}
+
+    def parse(self, given: Mapping[str, Any], num: int) -> dict[str, Tensor]:
+        """Return raw conditions of `num` rows from what a user wrote.
+
+        Arguments:
+            given: ``{"label": 7}``, ``{"label": [0, "cat"]}``, ``{"gap": 1.5}``; several values take turns. Without a
+                label every class takes its turn; a scalar that is not given is absent.
+            num: Number of rows.
+
+        Raises:
+            ConfigError: For an unknown name, label or value.
+        """
+        known = (["label"] if self.labels else []) + list(self.scalars)
+        for name in given:
+            if name not in known:
+                hint = suggest(name, known) if known else "; this model is unconditional"
+                raise ConfigError(f"condition.{name}: this model knows no such condition{hint}")
+        raw: dict[str, Tensor] = {}
+        if self.labels:
+            wanted = given.get("label")
+            chosen = list(range(len(self.labels))) if wanted is None else [self._label(v) for v in _list(wanted)]
+            raw["label"] = _turns(torch.tensor(chosen), num)
+        for name in self.scalars:
+            wanted = given.get(name)
+            values = [float("nan")] if wanted is None else [_scalar(name, value) for value in _list(wanted)]
+            raw[name] = _turns(torch.tensor(values), num)
+        # An unconditional model still needs to say how many rows there are.
+        return raw or {"label": torch.full((num,), -1)}
+
+    def captions(self, raw: Raw) -> list[str]:
+        """Return one short text per row."""
+        rows = len(next(iter(raw.values())))
+        texts: list[list[str]] = [[] for _ in range(rows)]
+        for row, text in enumerate(texts):
+            if self.labels and int(raw["label"][row]) >= 0:
+                text.append(self.labels[int(raw["label"][row])])
+            for name in self.scalars:
+                value = float(raw[name][row])
+                text += [f"{name} {value:.3g}"] * (value == value)
+        return [", ".join(text) for text in texts]
+
+    def _label(self, value: Any) -> int:
+        if str(value) in self.labels:
+            return self.labels.index(str(value))
+        if isinstance(value, int) and not isinstance(value, bool) and -1 <= value < len(self.labels):
+            return value
+        hint = suggest(str(value), self.labels, listing="labels")
+        raise ConfigError(f"condition.label={value}: no such label{hint}")
+
+
+class ClassConditioner(Conditioner):
+    """A learned vector per class; unconditional when the data has no labels."""
+
+    def __init__(self, labels: Sequence[str] = (), width: int = 64, dropout: float = 0.1) -> None:
+        super().__init__(labels=labels, width=width, dropout=dropout)
+
+
+class VectorConditioner(Conditioner):
+    """Labels where there are any, and named scalars; each may be absent for itself."""
+
+
+class NoConditioner(Conditioner):
+    """Nothing is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.0)
+
+
+def _list(value: Any) -> list[Any]:
+    found = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if not found:
+        raise ConfigError("condition: an empty list asks for nothing; name at least one value")
+    return found
+
+
+def _scalar(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"condition.{name}={value} is not a number") from None
+
+
+def _turns(values: Tensor, num: int) -> Tensor:
+    return values.repeat(-(-num // len(values)))[:num]

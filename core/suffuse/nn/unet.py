@@ -1,0 +1,241 @@
+"""UNet: a convolutional network that looks at several resolutions, for one, two or three spatial axes.
+
+Residual blocks with adaptive group norm ("Diffusion Models Beat GANs on Image Synthesis", Dhariwal and Nichol 2021,
+eq. 3), attention at chosen levels, skip connections between equal resolutions. Output convolutions start at zero, so
+every block is the identity and the network is zero before training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from suffuse.errors import ConfigError
+from suffuse.nn.attention import Attention
+from suffuse.nn.embed import Embedding, spatial
+
+__all__ = ["UNet"]
+
+Factor = int | Sequence[int]
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def _conv(axes: int, inputs: int, outputs: int, kernel: int = 3, zero: bool = False) -> nn.Module:
+    layer: nn.Module = _CONV[axes](inputs, outputs, kernel, padding=kernel // 2)
+    if zero:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+    return layer
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(channels, 32) if channels >= 128 else math.gcd(channels, 8), channels)
+
+
+def _factors(factor: Factor, axes: int, name: str) -> tuple[int, ...]:
+    found = (factor,) * axes if isinstance(factor, int) else tuple(factor)
+    if len(found) != axes or any(not isinstance(f, int) or f < 1 for f in found):
+        raise ConfigError(f"model.{name}={factor} must be a whole number of at least 1, or {axes} of them")
+    return found
+
+
+class _Block(nn.Module):
+    """Residual block, optionally followed by attention."""
+
+    def __init__(
+        self, axes: int, inputs: int, outputs: int, embed: int, dropout: float, head_dim: int | None
+    ) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = _norm(inputs), _conv(axes, inputs, outputs)
+        self.modulate = nn.Linear(embed, 2 * outputs)
+        self.norm2, self.conv2 = _norm(outputs), _conv(axes, outputs, outputs, zero=True)
+        self.skip = _conv(axes, inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.attention: Attention | None = None
+        if head_dim is not None:
+            self.attention_norm = _norm(outputs)
+            self.attention = Attention(outputs, max(1, outputs // head_dim))
+            nn.init.zeros_(self.attention.out.weight)
+            nn.init.zeros_(self.attention.out.bias)
+
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
+        """Return the block's output."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = _spread(self.modulate(embedded), h).chunk(2, 1)
+        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        x = self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+        if self.attention is not None:
+            tokens = self.attention_norm(x).flatten(2).transpose(1, 2)
+            x = x + self.attention(tokens).transpose(1, 2).reshape(x.shape)
+        return x
+
+
+def _spread(values: Tensor, like: Tensor) -> Tensor:
+    """Return (B, C) or, per token of the first spatial axis, (B, T, C) as something that broadcasts against `like`."""
+    if values.ndim == 2:
+        return values.reshape(*values.shape, *[1] * (like.ndim - 2))
+    return values.transpose(1, 2).reshape(values.shape[0], values.shape[2], -1, *[1] * (like.ndim - 3))
+
+
+class UNet(nn.Module):
+    """U-Net.
+
+    Arguments:
+        shape: Shape (C, *spatial) of a state; the spatial sizes may differ at run time.
+        cond_dim: Size of the condition vector.
+        width: Channels of the first level.
+        multipliers: Channels of each level as multiples of the width.
+        blocks: Residual blocks per level, on the way down; one more on the way up.
+        attention: Levels with attention, 0 the finest; the middle has it when any level has.
+        head_dim: Channels of an attention head.
+        factors: Down-sampling between levels: a number, or a sequence with a number per axis, each for one step down.
+        patch: Space-to-depth factor before the first convolution.
+        coordinates: Feed each position's coordinates in, so that convolutions know where they are.
+        dropout: Share of dropped activations in the residual blocks.
+        checkpointing: Recompute blocks in the backward pass instead of storing them.
+
+    Raises:
+        ConfigError: For arguments that do not fit together; in `forward`, for sizes the total factor does not divide.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], cond_dim: int = 0, width: int = 64, multipliers: Sequence[int] = (1, 2),
+        blocks: int = 1, attention: Sequence[int] = (1,), head_dim: int = 32, factors: Factor | Sequence[Factor] = 2,
+        patch: Factor = 1, coordinates: bool = False, dropout: float = 0.0, checkpointing: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.axes = spatial(tuple(shape))
+        self.channels, self.checkpointing, self.coordinates = shape[0], checkpointing, coordinates
+        levels = len(multipliers)
+        if levels < 1 or blocks < 1 or width < 8:
+            raise ConfigError("model: needs at least one level (multipliers), one block and a width of 8")
+        if any(not 0 <= level < levels for level in attention):
+            raise ConfigError(f"model.attention={list(attention)} names levels outside 0..{levels - 1}")
+        self.patch = _factors(patch, self.axes, "patch")
+        steps: list[Any] = [factors] * (levels - 1) if isinstance(factors, int) else list(factors)
+        if len(steps) != levels - 1:
+            raise ConfigError(f"model.factors={factors} must have one entry per step between the {levels} levels")
+        self.steps = [_factors(step, self.axes, "factors") for step in steps]
+        self.factor = tuple(math.prod(f) for f in zip(self.patch, *self.steps, strict=True))
+
+        embed = 4 * width
+        self.embed = Embedding(embed, cond_dim)
+        widths = [width * m for m in multipliers]
+        inside = self.channels * math.prod(self.patch)
+        self.enter = _conv(self.axes, inside + self.axes * coordinates, width)
+
+        def block(inputs: int, outputs: int, level: int) -> _Block:
+            return _Block(self.axes, inputs, outputs, embed, dropout, head_dim if level in attention else None)
+
+        skips, now = [width], width
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for level, channels in enumerate(widths):
+            stage = nn.ModuleList()
+            for _ in range(blocks):
+                stage.append(block(now, channels, level))
+                now = channels
+                skips.append(now)
+            self.down.append(stage)
+            if level < levels - 1:
+                skips.append(now)
+        deepest = levels - 1 if attention else -1
+        self.middle = nn.ModuleList(
+            [
+                _Block(self.axes, now, now, embed, dropout, head_dim if deepest >= 0 else None),
+                _Block(self.axes, now, now, embed, dropout, None),
+            ]
+        )
+        for level, channels in reversed(list(enumerate(widths))):
+            stage = nn.ModuleList()
+            for _ in range(blocks + 1):
+                stage.append(block(now + skips.pop(), channels, level))
+                now = channels
+            self.up.append(stage)
+        self.leave_norm, self.leave = _norm(now), _conv(self.axes, now, inside, zero=True)
+
+    def forward(self, x: Tensor, noise: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return F of the shape of x.
+
+        Arguments:
+            x: Shape (B, C, *spatial).
+            noise: Shape (B,), or (B, T) with one level per slice of the first spatial axis, which is then kept whole.
+            cond: Holds ``vector``, shape (B, cond_dim), for a conditional network.
+        """
+        self._check(x, noise)
+        embedded = self.embed(noise, cond)
+        h = _unshuffle(x, self.patch)
+        if self.coordinates:
+            h = torch.cat([h, _coordinates(h)], 1)
+        h = self.enter(h)
+        skips = [h]
+        for level, stage in enumerate(self.down):
+            for block in stage:  # type: ignore[attr-defined]
+                h = self._run(block, h, embedded)
+                skips.append(h)
+            if level < len(self.steps):
+                h = _POOL[self.axes](h, self.steps[level])
+                skips.append(h)
+        for block in self.middle:
+            h = self._run(block, h, embedded)
+        for level, stage in enumerate(self.up):
+            for block in stage:  # type: ignore[attr-defined]
+                h = self._run(block, torch.cat([h, skips.pop()], 1), embedded)
+            if level < len(self.steps):
+                step = self.steps[-1 - level]
+                h = F.interpolate(h, scale_factor=tuple(map(float, step)), mode="nearest")
+        return _shuffle(self.leave(F.silu(self.leave_norm(h))), self.patch)
+
+    def _run(self, block: nn.Module, h: Tensor, embedded: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            kept: Tensor = checkpoint(block, h, embedded, use_reentrant=False)
+            return kept
+        out: Tensor = block(h, embedded)
+        return out
+
+    def _check(self, x: Tensor, noise: Tensor) -> None:
+        sizes = tuple(x.shape[2:])
+        if x.shape[1] != self.channels or len(sizes) != self.axes:
+            raise ConfigError(f"model: made for {self.channels} channels and {self.axes} axes, not {tuple(x.shape[1:])}")
+        if any(size % factor for size, factor in zip(sizes, self.factor, strict=True)):
+            raise ConfigError(f"model: size {sizes} is not divisible by the network's factor {self.factor}")
+        if noise.ndim == 2 and (self.factor[0] != 1 or noise.shape[1] != sizes[0]):
+            raise ConfigError(
+                f"model: per-token noise of shape {tuple(noise.shape)} needs one level per slice of the first axis "
+                f"({sizes[0]}) and a factor of 1 along it, not {self.factor[0]}"
+            )
+
+
+def _unshuffle(x: Tensor, patch: tuple[int, ...]) -> Tensor:
+    """Return space-to-depth: (B, C, *spatial) to (B, C prod(patch), *spatial/patch)."""
+    if math.prod(patch) == 1:
+        return x
+    rows, channels, *sizes = x.shape
+    axes = len(patch)
+    cut = [part for size, p in zip(sizes, patch, strict=True) for part in (size // p, p)]
+    order = [0, 1, *range(3, 3 + 2 * axes, 2), *range(2, 2 + 2 * axes, 2)]
+    out = [size // p for size, p in zip(sizes, patch, strict=True)]
+    return x.reshape(rows, channels, *cut).permute(order).reshape(rows, channels * math.prod(patch), *out)
+
+
+def _shuffle(x: Tensor, patch: tuple[int, ...]) -> Tensor:
+    """Invert `_unshuffle`."""
+    if math.prod(patch) == 1:
+        return x
+    rows, channels, *sizes = x.shape
+    axes = len(patch)
+    order = [0, 1, *(i for k in range(axes) for i in (2 + axes + k, 2 + k))]
+    out = [size * p for size, p in zip(sizes, patch, strict=True)]
+    return x.reshape(rows, -1, *patch, *sizes).permute(order).reshape(rows, channels // math.prod(patch), *out)
+
+
+def _coordinates(h: Tensor) -> Tensor:
+    """Return each position's coordinates in [-1, 1], shape (B, axes, *spatial)."""
+    lines = [torch.linspace(-1, 1, size, device=h.device, dtype=h.dtype) for size in h.shape[2:]]
+    return torch.stack(torch.meshgrid(*lines, indexing="ij"))[None].expand(h.shape[0], *[-1] * (h.ndim - 1))

@@ -1,0 +1,44 @@
+"""IDX: the file format of MNIST, plain or gzipped.
+
+A file is the bytes 0, 0, type, d, then d big-endian uint32 sizes, then the values in row-major order; the type of
+unsigned bytes is 0x08. Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits".
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import torch
+from suffuse.errors import DataError
+
+__all__ = ["find", "read"]
+
+
+def find(folder: Path, name: str) -> Path | None:
+    """Return the file `name` or `name` plus ``.gz`` in `folder`, or None."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def read(path: Path, dims: int) -> torch.Tensor:
+    """Return the bytes of an IDX file as a uint8 tensor of `dims` dimensions.
+
+    Raises:
+        DataError: When the file is truncated, is damaged, or holds something else.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"data.root: cannot read {path} ({error}); fetch it again") from error
+    start = 4 + 4 * dims
+    if len(data) < start or data[:4] != bytes((0, 0, 8, dims)):
+        raise DataError(f"data.root: {path} is no IDX file of {dims}-dimensional bytes; fetch it again")
+    shape = struct.unpack(f">{dims}I", data[4:start])
+    if len(data) - start != math.prod(shape):
+        raise DataError(
+            f"data.root: {path} should hold {math.prod(shape)} values and holds {len(data) - start}; fetch it again"
+        )
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).view(shape)

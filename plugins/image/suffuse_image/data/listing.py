@@ -1,0 +1,184 @@
+"""Listing: which pictures a folder holds, with the class and the caption of each.
+
+Two layouts, both those of the "imagefolder" of Hugging Face datasets: ``metadata.csv`` or ``metadata.jsonl`` with
+``file_name`` and, where there are some, ``label`` and ``text``; or one subfolder per class. The folder may hold its
+splits as ``train/`` and ``val/`` (or ``validation/``, ``valid/``, ``test/``).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from suffuse.errors import DataError
+
+from suffuse_image.data.decode import suffixes
+
+__all__ = ["Record", "class_names", "held_out", "splits"]
+
+VAL = ("val", "validation", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture file.
+
+    Arguments:
+        path: Where it lies.
+        key: Its path relative to the folder, with ``/``; the split is a function of it.
+        label: Name of its class, or None.
+        text: Its caption, or nothing.
+    """
+
+    path: Path
+    key: str
+    label: str | None = None
+    text: str = ""
+
+
+def splits(root: Path) -> dict[str, list[Record]]:
+    """Return the records of ``train`` and ``val``, or of ``all`` when the folder itself makes no difference.
+
+    Raises:
+        DataError: When the folder is missing or holds no pictures, or its metadata cannot be used.
+    """
+    if not root.is_dir():
+        raise DataError(f"data.path={root}: no such folder; set data.path to one with images")
+    if _metadata(root) is not None:
+        found = _by_first_part(_records(root))
+    else:
+        names = {child.name for child in _children(root) if child.is_dir()}
+        val = next((name for name in VAL if name in names), None)
+        if "train" in names and names <= {"train", *VAL}:
+            found = {"train": _records(root / "train")} | ({"val": _records(root / val)} if val else {})
+        else:
+            found = {"all": _records(root)}
+    for name, records in found.items():
+        if not records:
+            where = root if name == "all" else root / name
+            raise DataError(f"data.path={root}: no images in {where}; it needs files like .png or .jpg")
+    return found if "val" in found else {"all": next(iter(found.values()))}
+
+
+def held_out(records: list[Record], fraction: float) -> set[str]:
+    """Return the keys held out: those whose hash falls below `fraction`, and at least one, but not all.
+
+    The hash sees the key alone, so a file stays in its split when others come and go.
+
+    Raises:
+        DataError: When there are not two pictures to part.
+    """
+    keys = sorted({record.key for record in records}, key=_hash)
+    if len(keys) < 2:
+        raise DataError("data.path: one image cannot be split into training and held-out ones; add more images")
+    count = sum(_hash(key) < fraction for key in keys)
+    return set(keys[: min(max(count, 1), len(keys) - 1)])
+
+
+def class_names(records: list[Record]) -> tuple[str, ...]:
+    """Return the names of the classes in order, whole numbers by value; empty when there are fewer than two."""
+    names = {record.label for record in records if record.label is not None}
+    if len(names) < 2:
+        return ()
+    if all(name.isdecimal() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def _hash(key: str) -> float:
+    return int.from_bytes(blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") / 2**64
+
+
+def _by_first_part(records: list[Record]) -> dict[str, list[Record]]:
+    """Part the records of one metadata file by the folder they lie in, when those are the folders of splits."""
+    parts: dict[str, list[Record]] = {}
+    for record in records:
+        parts.setdefault(PurePosixPath(record.key).parts[0], []).append(record)
+    val = next((name for name in VAL if name in parts), None)
+    if val is not None and "train" in parts and parts.keys() <= {"train", *VAL}:
+        return {"train": parts["train"], "val": parts[val]}
+    return {"all": records}
+
+
+def _records(root: Path) -> list[Record]:
+    """Return the records of one folder without splits, in the order of the metadata or of the paths."""
+    metadata = _metadata(root)
+    if metadata is not None:
+        return _described(root, metadata)
+    known = suffixes()
+    found = []
+    for path in _files(root, set()):
+        if path.suffix.lower() in known:
+            parts = path.relative_to(root).parts
+            found.append(Record(path, "/".join(parts), label=parts[0] if len(parts) > 1 else None))
+    return found
+
+
+def _children(folder: Path) -> list[Path]:
+    """Return what lies in a folder, sorted, without what systems hide there."""
+    return sorted(child for child in folder.iterdir() if not child.name.startswith((".", "__MACOSX")))
+
+
+def _files(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Yield the files below a folder in the order of their paths; links are followed, circles are not."""
+    resolved = folder.resolve()
+    if resolved in seen:
+        return
+    for child in _children(folder):
+        if child.is_dir():
+            yield from _files(child, seen | {resolved})
+        elif child.is_file():
+            yield child
+
+
+def _metadata(root: Path) -> Path | None:
+    return next((p for p in (root / "metadata.csv", root / "metadata.jsonl") if p.is_file()), None)
+
+
+def _described(root: Path, metadata: Path) -> list[Record]:
+    """Return the records of a metadata file; every file it names must exist inside the folder."""
+    records, missing = [], []
+    for line, row in _rows(metadata):
+        name = row.get("file_name")
+        if not isinstance(name, str) or not name:
+            columns = ", ".join(map(str, row))
+            raise DataError(f"data.path: {metadata} line {line} has no file_name (it has: {columns}); add that column")
+        key = PurePosixPath(name.replace("\\", "/"))
+        if key.is_absolute() or ".." in key.parts:
+            raise DataError(f"data.path: {metadata} line {line} names {name}, outside the folder; use a path inside it")
+        path = root / key
+        if not path.is_file():
+            missing.append(f"{name} (line {line})")
+        label, text = row.get("label"), row.get("text", row.get("caption"))
+        named = None if label is None or str(label) == "" else str(label)
+        records.append(Record(path, str(key), named, "" if text is None else str(text)))
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        shown = f"{', '.join(missing[:3])}{more}"
+        raise DataError(f"data.path: {metadata} names files that do not exist: {shown}; add them or remove the rows")
+    return records
+
+
+def _rows(metadata: Path) -> Iterator[tuple[int, dict[Any, Any]]]:
+    """Yield the rows of a CSV or JSON-lines file with their line numbers."""
+    try:
+        # utf-8-sig: spreadsheets put a byte-order mark in front of the first column's name.
+        with metadata.open(encoding="utf-8-sig", newline="") as lines:
+            if metadata.suffix == ".csv":
+                reader = csv.DictReader(lines)
+                for row in reader:
+                    yield reader.line_num, row
+                return
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise DataError(f"data.path: {metadata} line {number} is not a JSON object; write one per line")
+                    yield number, row
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"data.path: cannot read {metadata} ({error}); save it as UTF-8 {metadata.suffix[1:]}") from error

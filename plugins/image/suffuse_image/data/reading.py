@@ -1,0 +1,173 @@
+"""Reading: from sources (paths, or the bytes of files) to `Pictures`, when some of the sources may be damaged.
+
+With `cache` every source is decoded once, in threads, and kept as uint8; without, each is decoded whenever it is
+asked for. A source that cannot be decoded is named in the log and left out, or, once training runs, stands aside for
+the next readable one; more than a fraction `max_bad` of them is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+from suffuse.errors import ConfigError, DataError
+
+from suffuse_image.data.decode import BadPicture, Decoder, check
+from suffuse_image.data.pictures import Pictures
+
+__all__ = ["Reader", "Sources", "Streamed"]
+
+MEMORY = 4 * 2**30
+"""Bytes of decoded pictures above which `cache` gives way."""
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Sources(Protocol):
+    """Paths or bytes by position."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Path | bytes:
+        """Return one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Turns sources into a data set.
+
+    Arguments:
+        decoder: Decodes one.
+        cache: Keep decoded pictures in memory, up to 4 GiB.
+        max_bad: Fraction of the sources that may be damaged.
+        key: The config key that names the sources, for messages.
+
+    Raises:
+        ConfigError: When `max_bad` is not in [0, 1).
+    """
+
+    decoder: Decoder
+    cache: bool = True
+    max_bad: float = 0.01
+    key: str = "data.path"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad < 1:
+            raise ConfigError(f"data.max_bad={self.max_bad} must be a fraction, at least 0 and below 1")
+
+    def read(
+        self, sources: Sources, names: Sequence[str], labels: Sequence[int] | None = None,
+        captions: Sequence[str] = (), flip: bool = False, seed: int = 0,
+    ) -> Pictures:  # fmt: skip
+        """Return the data set of the sources that can be read.
+
+        Arguments:
+            sources: What is decoded.
+            names: How each is called in messages.
+            labels: Class of each, -1 where none is known; None without classes.
+            captions: Text of each, or nothing.
+            flip: See `Pictures`.
+            seed: See `Pictures`.
+
+        Raises:
+            DataError: When more than `max_bad` of them are damaged.
+        """
+        size = len(sources) * math.prod(self.decoder.shape)
+        keep = self.cache and size <= MEMORY
+        if self.cache and not keep:
+            _log.warning("%d pictures take %.1f GiB: decoding them as needed", len(sources), size / 2**30)
+        found = _in_threads(self._decode if keep else self._check, sources)
+        bad = {i: result for i, result in enumerate(found) if isinstance(result, BadPicture)}
+        self.judge(bad, names, len(sources))
+        good = [i for i in range(len(sources)) if i not in bad]
+        y = None if labels is None else torch.tensor([labels[i] for i in good], dtype=torch.long)
+        texts = [captions[i] for i in good] if captions else []
+        if keep:
+            pixels = [found[i] for i in good]
+            whole = torch.stack([p for p in pixels if isinstance(p, torch.Tensor)])
+            return Pictures(whole, y, texts, flip=flip, seed=seed)
+        return Streamed(self, sources, good, [names[i] for i in good], y, texts, flip=flip, seed=seed)
+
+    def judge(self, bad: dict[int, BadPicture], names: Sequence[str], total: int) -> None:
+        """Log the damaged sources, or raise `DataError` when they are too many."""
+        if not bad:
+            return
+        shown = ", ".join(f"{names[i]} ({reason})" for i, reason in list(bad.items())[:3])
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        if len(bad) > self.max_bad * total:
+            raise DataError(
+                f"{self.key}: {len(bad)} of {total} images cannot be read: {shown}{more}; "
+                f"repair or remove them, or allow for more with data.max_bad (now {self.max_bad:g})"
+            )
+        _log.warning("%d of %d images cannot be read and are left out: %s%s", len(bad), total, shown, more)
+
+    def _decode(self, source: Path | bytes) -> torch.Tensor | BadPicture | None:
+        try:
+            return self.decoder(source)
+        except BadPicture as error:
+            return error
+
+    def _check(self, source: Path | bytes) -> torch.Tensor | BadPicture | None:
+        try:
+            check(source)
+        except BadPicture as error:
+            return error
+        return None
+
+
+class Streamed(Pictures):
+    """Pictures that are decoded whenever they are asked for.
+
+    A damaged one is answered with the next readable one, the same in every process.
+
+    Arguments:
+        reader: Decodes, and knows how many damaged ones there may be.
+        sources: What is decoded.
+        good: Positions in `sources` whose headers are sound; item i is source ``good[i]``.
+        names: How each item is called in messages.
+        labels: See `Pictures`.
+        captions: See `Pictures`.
+        flip: See `Pictures`.
+        seed: See `Pictures`.
+
+    Raises:
+        DataError: On access, when more than `max_bad` of the pictures have turned out damaged.
+    """
+
+    def __init__(
+        self, reader: Reader, sources: Sources, good: Sequence[int], names: Sequence[str],
+        labels: torch.Tensor | None = None, captions: Sequence[str] = (), *, flip: bool = False, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(torch.empty(0, *reader.decoder.shape), labels, captions, flip=flip, seed=seed)
+        self.reader, self.sources, self.good, self.names = reader, sources, list(good), list(names)
+        self.bad: dict[int, BadPicture] = {}
+
+    def __len__(self) -> int:
+        return len(self.good)
+
+    def _fetch(self, index: int) -> tuple[torch.Tensor, int]:
+        while True:
+            if index not in self.bad:
+                try:
+                    return self.reader.decoder(self.sources[self.good[index]]), index
+                except BadPicture as error:
+                    self.bad[index] = error
+                    self.reader.judge(self.bad, self.names, len(self))
+            index = (index + 1) % len(self)
+
+
+def _in_threads(function: Callable[[Path | bytes], T], sources: Sources) -> list[T]:
+    """Return `function` of every source in order; Pillow decodes without Python's lock."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda i: function(sources[i]), range(len(sources))))
