@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -34,8 +34,8 @@ from suffuse.schedule import AlphaSigma
 from suffuse.state import State, leaves, map_state
 
 __all__ = [
-    "X0", "Affine", "Denoiser", "EDMPrecond", "Eps", "Flow", "Parameterization", "Preconditioned", "Prediction", "Score",
-    "V", "eps_of", "flow_of", "score_of", "v_of",
+    "X0", "Affine", "Denoiser", "EDMPrecond", "Eps", "Exact", "Flow", "Parameterization", "Preconditioned",
+    "Prediction", "Score", "V", "by_field", "eps_of", "flow_of", "score_of", "v_of",
 ]  # fmt: skip
 
 Condition = Mapping[str, Tensor] | None
@@ -69,12 +69,12 @@ def v_of(x: Tensor, x0: Tensor, at: AlphaSigma) -> Tensor:
 
 
 class Affine(NamedTuple):
-    """x0 = skip x + out F(inp x, noise); float64, of the shape of t."""
+    """x0 = skip x + out F(inp x, noise); float64, of the shape of t, or floats where t is one."""
 
-    skip: Tensor
-    out: Tensor
-    inp: Tensor
-    noise: Tensor
+    skip: Any
+    out: Any
+    inp: Any
+    noise: Any
 
 
 @dataclass(frozen=True)
@@ -82,17 +82,18 @@ class Parameterization(ABC):
     """What the network predicts.
 
     Arguments:
-        sigma_data: Standard deviation d of the data.
+        sigma_data: Standard deviation d of the data; a mapping of them for named fields, see `by_field`.
 
     Raises:
         ConfigError: Unless sigma_data > 0.
     """
 
-    sigma_data: float = 1.0
+    sigma_data: Any = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_data < math.inf:
-            raise ConfigError(f"parameterization: sigma_data={self.sigma_data} must be positive")
+        for d in leaves(self.sigma_data):
+            if isinstance(d, bool) or not isinstance(d, int | float) or not 0 < d < math.inf:
+                raise ConfigError(f"parameterization: sigma_data={d} must be a positive number")
 
     def affine(self, alpha: Tensor, sigma: Tensor) -> Affine:
         """Return the four coefficients for float64 alpha and sigma of any shape."""
@@ -109,6 +110,19 @@ class Parameterization(ABC):
     @abstractmethod
     def target_weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Return (p, q) with F = p x0 + q eps when the prediction is perfect."""
+
+    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return what F should be; alpha and sigma broadcast against x0."""
+        p, q = self.target_weights(alpha, sigma)
+        return p.to(x0) * x0 + q.to(x0) * eps
+
+
+def by_field(what: Any) -> Any:
+    """Return one `what` per field where its ``sigma_data`` is a mapping, else `what` itself."""
+    spread = getattr(what, "sigma_data", None)
+    if not isinstance(spread, Mapping):
+        return what
+    return {name: by_field(replace(what, sigma_data=d)) for name, d in spread.items()}
 
 
 class X0(Parameterization):
@@ -173,8 +187,10 @@ class Score(Parameterization):
 
 
 class EDMPrecond(Parameterization):
-    """Unit-variance inputs and targets. "Elucidating the Design Space …", Karras et al. 2022, table 1 and appendix B.6,
-    here for any alpha."""
+    """Unit-variance inputs and targets, for any alpha.
+
+    "Elucidating the Design Space of Diffusion-Based Generative Models", Karras et al. 2022, table 1, appendix B.6.
+    """
 
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Return a d^2/(s^2+a^2 d^2) and s d/sqrt(s^2+a^2 d^2)."""
@@ -190,7 +206,7 @@ class EDMPrecond(Parameterization):
 
 
 class Denoiser(nn.Module):
-    """A map (x_t, t, condition) -> E[x_0 | x_t, condition]. Guidance and observations are denoisers around denoisers."""
+    """A map (x_t, t, condition) -> E[x_0 | x_t, condition]; guidance is a denoiser around a denoiser."""
 
     process: Process | Mapping[str, Process]
 
@@ -205,11 +221,29 @@ class Denoiser(nn.Module):
         raise TypeError(f"{type(self).__name__} does not define forward")
 
 
+class Exact(Denoiser):
+    """A denoiser known in closed form, see `suffuse.targets`.
+
+    Arguments:
+        process: Forward process.
+        mean: Called as ``mean(x, alpha, sigma)`` with the scales broadcast against x; returns E[x_0 | x].
+    """
+
+    def __init__(self, process: Process, mean: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.process, self.mean = process, mean
+
+    def forward(self, x: State, t: float | Tensor, cond: Condition = None) -> Prediction:
+        """Return the exact posterior mean; the condition is ignored."""
+        assert isinstance(x, Tensor) and isinstance(self.process, Process)  # what the constructor asks for
+        return Prediction(self.mean(x, *(_to(value, x, self.process) for value in self.process.schedule(t))))
+
+
 class Preconditioned(Denoiser):
     """A network, the process it denoises, and what it predicts.
 
     Arguments:
-        network: Called as ``network(inp * x, noise, cond)``; noise has shape (B,) or (B, T) and order one.
+        network: Called as ``network(inp * x, noise, cond)``; noise, (B,) or (B, T), is the first field's.
         process: Forward process, or one per field.
         parameterization: What the network predicts, or one per field.
     """
@@ -221,7 +255,7 @@ class Preconditioned(Denoiser):
         parameterization: Parameterization | Mapping[str, Parameterization],
     ) -> None:
         super().__init__()
-        self.network, self.process, self.parameterization = network, process, parameterization
+        self.network, self.process, self.parameterization = network, process, by_field(parameterization)
         self._known: dict[float, Any] = {}
 
     def forward(self, x: State, t: float | Tensor, cond: Condition = None) -> Prediction:
@@ -249,8 +283,8 @@ class Preconditioned(Denoiser):
         output = self._network(x, affine, cond)
 
         def difference(f: Tensor, clean: Tensor, e: Tensor, process: Process, what: Parameterization) -> Tensor:
-            p, q = (process.space.expand(w.to(clean), clean) for w in what.target_weights(*process.schedule(t)))
-            return process.space.project(f.to(clean)) - (p * clean + q * e)
+            at = (process.space.expand(value.to(clean.device), clean) for value in process.schedule(t))
+            return process.space.project(f.to(clean)) - what.target(clean, e, *at)
 
         away = map_state(difference, output, x0, eps, self.process, self.parameterization)
         return away, map_state(lambda _, a: a.out, x0, affine)
@@ -286,8 +320,9 @@ def _to(value: Any, like: Tensor, process: Process) -> Any:
     return value if isinstance(value, float) else process.space.expand(value.to(like.device, like.dtype), like)
 
 
-def _combine(x: Tensor, f: Tensor, affine: Any, process: Process) -> Tensor:
+def _combine(x: Tensor, f: Tensor, affine: Affine, process: Process) -> Tensor:
     f = process.space.project(f.to(x.dtype))
     if isinstance(affine.out, float):
         return torch.add(x * affine.skip, f, alpha=affine.out)
-    return _to(affine.skip, x, process) * x + _to(affine.out, x, process) * f
+    combined: Tensor = _to(affine.skip, x, process) * x + _to(affine.out, x, process) * f
+    return combined

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["KeyedNoise", "mix", "philox"]
+__all__ = ["KeyedNoise", "mix", "philox", "seeds"]
 
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
@@ -32,6 +32,11 @@ def mix(*values: int) -> int:
     return state >> 2
 
 
+def seeds(base: int, index: Tensor) -> Tensor:
+    """Return base + index, int64: sample number i of a run with the seed S has the seed S + i."""
+    return index.long() + base
+
+
 def _round_keys(seeds: Tensor) -> Tensor:
     """Return the keys of all rounds, shape (rounds, 2, B, 1), for seeds of shape (B,)."""
     device = seeds.device
@@ -40,19 +45,24 @@ def _round_keys(seeds: Tensor) -> Tensor:
     return (key[None] + steps[:, :, None] & _MASK)[..., None]
 
 
-def philox(counter: Tensor, keys: Tensor) -> Tensor:
+def _factors(device: torch.device) -> Tensor:
+    return torch.tensor(_MULTIPLIERS, device=device)[:, None, None]
+
+
+def philox(counter: Tensor, keys: Tensor, factors: Tensor | None = None) -> Tensor:
     """Return four random 32-bit words per counter.
 
     Arguments:
         counter: Shape (4, B, N), int64 holding 32-bit words.
         keys: Round keys, shape (rounds, 2, B, 1).
+        factors: The two multipliers on the device, shape (2, 1, 1), where they are at hand.
 
     Returns:
         Shape (4, B, N), int64 in [0, 2^32).
     """
     # The two multiplications of a round are one: even words times two constants. Products wrap modulo 2^64, so their
     # low word is right as it is and their high word after masking the sign's copies away.
-    factors = torch.tensor(_MULTIPLIERS, device=counter.device)[:, None, None]
+    factors = _factors(counter.device) if factors is None else factors
     even, odd = counter[0::2], counter[1::2]
     for key in keys.unbind(0):
         product = (even * factors).flip(0)
@@ -70,7 +80,8 @@ class KeyedNoise:
 
     def __init__(self, seeds: Tensor) -> None:
         self.seeds = seeds.long()
-        self._keys = _round_keys(self.seeds)
+        # Copied to the device here, once: a copy inside a draw would make the host wait for the device.
+        self._keys, self._factors = _round_keys(self.seeds), _factors(self.seeds.device)
 
     def words(self, count: int, step: int, stream: int) -> Tensor:
         """Return `count` random 32-bit words per row, shape (B, count), int64."""
@@ -78,7 +89,7 @@ class KeyedNoise:
         counter = torch.empty(4, rows, blocks, dtype=torch.int64, device=self.seeds.device)
         counter[0] = torch.arange(blocks, device=self.seeds.device)
         counter[1], counter[2], counter[3] = step & _MASK, stream & _MASK, step >> 32 & _MASK
-        return philox(counter, self._keys).transpose(0, 1).flatten(1)[:, :count]
+        return philox(counter, self._keys, self._factors).transpose(0, 1).flatten(1)[:, :count]
 
     def uniform(self, like: Tensor, step: int, stream: int = 0) -> Tensor:
         """Return uniform numbers in the open interval (0, 1), of the shape, dtype and device of `like`.
@@ -93,7 +104,9 @@ class KeyedNoise:
         if like.dtype == torch.float64:
             return ((words + 0.5) * 2.0**-32).reshape(like.shape)
         # 23 bits, so that neither end is reached by rounding.
-        return (((words >> 9).float() + 0.5) * 2.0**-23).reshape(like.shape).to(like.dtype)
+        inside = ((words >> 9).float() + 0.5) * 2.0**-23
+        # Half precisions would round the largest of them up to 1.
+        return inside.clamp(max=1 - torch.finfo(like.dtype).eps / 2).reshape(like.shape).to(like.dtype)
 
     def normal(self, like: Tensor, step: int, stream: int = 0) -> Tensor:
         """Return standard normal numbers (Box and Muller), of the shape, dtype and device of `like`.

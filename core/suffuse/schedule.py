@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,8 +54,8 @@ class Schedule(ABC):
     def rates(self, t: float | Tensor) -> AlphaSigma:
         """Return d alpha / dt and d sigma / dt at t."""
         at = _float64(t)
-        _, tangents = torch.func.jvp(lambda s: tuple(self(s)), (at,), (torch.ones_like(at),))
-        return AlphaSigma(*tangents)
+        both: tuple[Any, ...] = torch.func.jvp(lambda s: tuple(self(s)), (at,), (torch.ones_like(at),))
+        return AlphaSigma(*both[1])
 
     def shift(self, factor: float) -> Shifted:
         """Return this schedule with its log-SNR lowered by log(factor).

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from suffuse.errors import ConfigError
+
 __all__ = ["Dense", "Space", "State", "leaves", "map_state"]
 
 State = Tensor | Mapping[str, "State"]
@@ -68,15 +70,28 @@ class Dense(Space):
 
     Arguments:
         tokens: Axes of the field, counted from the batch as 0, that the second axis of a per-token noise level names,
-            for example ``(2,)`` for the frames of a video (B, C, T, H, W).
+            for example ``(2,)`` for the frames of a video (B, C, T, H, W). Without any, a time has shape () or (B,).
+
+    Raises:
+        ConfigError: Unless every axis is a whole number of at least 1.
     """
 
-    tokens: tuple[int, ...] = (2,)
+    tokens: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", tuple(self.tokens))
+        if any(isinstance(axis, bool) or not isinstance(axis, int) or axis < 1 for axis in self.tokens):
+            raise ConfigError(f"space: tokens={self.tokens} must name axes after the batch, for example [2]")
 
     def expand(self, v: Tensor, like: Tensor) -> Tensor:
         """Return `v` with its axes where `like` has the batch and the tokens."""
         if v.ndim <= 1:
             return v.reshape(*v.shape, *[1] * (like.ndim - 1)) if v.ndim else v
+        if v.ndim - 1 != len(self.tokens):
+            raise ConfigError(
+                f"space: tokens={self.tokens} does not fit noise levels of shape {tuple(v.shape)}; name one axis of the "
+                "state for each axis of the levels after the batch"
+            )
         shape = [1] * like.ndim
         shape[0] = v.shape[0]
         for axis, size in zip(self.tokens, v.shape[1:], strict=True):

@@ -52,9 +52,7 @@ class FeatureNet(nn.Module):
         features: Number of features D.
     """
 
-    def __init__(
-        self, channels: int, size: tuple[int, int], classes: int, width: int = 32, features: int = 64
-    ) -> None:
+    def __init__(self, channels: int, size: tuple[int, int], classes: int, width: int = 32, features: int = 64) -> None:
         super().__init__()
         # Halve until a 4 x 4 map is left; a picture that small to begin with is not halved.
         halvings = max(0, math.ceil(math.log2(max(size) / 4)))
@@ -81,7 +79,7 @@ class FeatureNet(nn.Module):
         """Return features (N, D) and the most likely classes (N,) of uint8 pictures, on the CPU."""
         self.eval()
         device = self.head.weight.device
-        features = torch.cat([self.features(part.to(device)) for part in x.split(batch)])
+        features = torch.cat([self.features(part.to(device)) for part in torch.split(x, batch)])
         return features.cpu(), self.head(features).argmax(1).cpu()
 
 

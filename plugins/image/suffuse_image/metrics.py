@@ -52,9 +52,7 @@ class FeatureMetrics:
         ConfigError: When `train_steps` is below 1, or `inception` cannot be used.
     """
 
-    def __init__(
-        self, train_steps: int = 300, cache: bool = True, seed: int = 0, inception: str | None = None
-    ) -> None:
+    def __init__(self, train_steps: int = 300, cache: bool = True, seed: int = 0, inception: str | None = None) -> None:
         if isinstance(train_steps, bool) or not isinstance(train_steps, int) or train_steps < 1:
             raise ConfigError(f"metrics.train_steps={train_steps} must be a whole number of at least 1")
         self.train_steps, self.cache, self.seed = train_steps, cache, seed
@@ -77,7 +75,8 @@ class FeatureMetrics:
         if fake is None or len(real.val) < 2:
             raise DataError("metrics: fewer than two samples or held-out pictures; raise metrics_num or add data")
         if fake.shape[1:] != real.val.shape[1:]:
-            raise DataError(f"metrics: samples are {tuple(fake.shape[1:])}, data {tuple(real.val.shape[1:])}; use one size")
+            shapes = f"samples are {tuple(fake.shape[1:])}, data {tuple(real.val.shape[1:])}"
+            raise DataError(f"metrics: {shapes}; use one size")
         features, guess = real.net.read(fake)
         # As many as there are samples: the distance of finite sets falls with their size.
         like = real.train_features(len(fake))
@@ -138,7 +137,7 @@ def nearest(x: Tensor, among: Tensor) -> float:
     queries, keys = _flat(x), _flat(among)
     # The expansion of |a - b|² loses the small distances this is about: only candidates come from it.
     closest = []
-    for part in queries.split(256):
+    for part in torch.split(queries, 256):
         score = keys.square().sum(1)[None] - 2 * part @ keys.T
         rows = score.topk(min(4, len(keys)), largest=False).indices
         closest.append((keys[rows] - part[:, None]).square().mean(2).amin(1))
@@ -176,9 +175,9 @@ def _weights(inception: str) -> Path:
     if not path.is_file():
         raise ConfigError(f"metrics.inception={inception}: no such file; name the weights of torch-fidelity, or null")
     try:
-        import torch_fidelity  # noqa: F401
+        import torch_fidelity  # type: ignore[import-not-found, import-untyped]  # noqa: F401
     except ImportError as error:
-        raise ConfigError("metrics.inception needs torch-fidelity: pip install torch-fidelity, or set it to null") from error
+        raise ConfigError("metrics.inception needs torch-fidelity; pip install it, or set the key to null") from error
     return path
 
 
@@ -191,7 +190,7 @@ def _inception(fake: Tensor, real: Tensor, weights: Path) -> dict[str, float]:
     fid = FrechetInceptionDistance(feature=net).set_dtype(torch.float64)
     kid = KernelInceptionDistance(feature=net, subset_size=min(len(fake), len(real), 1000))
     for pictures, is_real in ((fake, False), (real, True)):
-        for part in pictures.split(64):
+        for part in torch.split(pictures, 64):
             colour = part.expand(-1, 3, -1, -1) if part.shape[1] == 1 else part
             fid.update(colour, real=is_real)
             kid.update(colour, real=is_real)

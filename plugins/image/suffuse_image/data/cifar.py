@@ -48,12 +48,12 @@ class CIFAR10(Data):
         self.train, self.val = self._split(True), self._split(False)
 
     def _split(self, train: bool) -> Pictures:
-        from torchvision.datasets import CIFAR10 as Source  # heavy, and needed here only
+        from torchvision import datasets  # type: ignore[import-untyped]  # heavy, and needed here only
 
         try:
-            source = Source(str(self.root), train=train)
+            source = datasets.CIFAR10(str(self.root), train=train)
         except RuntimeError as error:
-            folder = self.root / Source.base_folder
+            folder = self.root / datasets.CIFAR10.base_folder
             raise DataError(
                 f"data.root={self.root}: CIFAR-10 is missing or damaged in {folder}; put the files of "
                 "cifar-10-python.tar.gz there or set data.download=true"

@@ -16,14 +16,14 @@ import torch
 from PIL import Image, ImageColor, ImageOps
 from suffuse.errors import ConfigError, suggest
 
-__all__ = ["BadPicture", "Decoder", "suffixes"]
+__all__ = ["Decoder", "PictureError", "suffixes"]
 
 FITS = ("crop", "letterbox", "stretch")
 UNSAFE = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 """Formats that Pillow knows by name but reads through other programs, or not at all."""
 
 
-class BadPicture(Exception):
+class PictureError(Exception):
     """A file that cannot be decoded; the text says why."""
 
 
@@ -77,7 +77,7 @@ class Decoder:
         """Return the first frame of a file, or of a file's bytes, as uint8 of shape (C, h, w).
 
         Raises:
-            BadPicture: When it cannot be decoded.
+            PictureError: When it cannot be decoded.
         """
         try:
             with _open(source) as image:
@@ -87,7 +87,7 @@ class Decoder:
             raise
         # Damaged files make decoders raise nearly anything: struct.error, IndexError, zlib.error, SyntaxError, …
         except Exception as error:
-            raise BadPicture(_reason(error)) from error
+            raise PictureError(_reason(error)) from error
 
     def _coloured(self, image: Image.Image) -> Image.Image:
         """Return the picture in mode RGB or L, without transparency."""
@@ -121,13 +121,13 @@ def check(source: Path | bytes) -> None:
     """Read no more than a file's header.
 
     Raises:
-        BadPicture: When it is not one of a picture.
+        PictureError: When it is not one of a picture.
     """
     try:
         with _open(source):
             pass
     except Exception as error:
-        raise BadPicture(_reason(error)) from error
+        raise PictureError(_reason(error)) from error
 
 
 def _open(source: Path | bytes) -> Image.Image:
@@ -141,7 +141,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     white = 1.0 if image.mode.startswith("F") else 65535.0
     # A range other than the format's own would need a guess, and a wrong one passes for data.
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > white:
-        raise BadPicture(f"{image.mode} pixels outside [0, {white:g}]")
+        raise PictureError(f"{image.mode} pixels outside [0, {white:g}]")
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
 
 

@@ -67,10 +67,11 @@ class HuggingFace(Data):
         train = _split(tables, self.split, "data.split", self.path)
         name = self.val_split or next((n for n in ("validation", "valid", "val", "test") if n in tables), None)
         if name is not None and name != self.split:
-            val, rows = _split(tables, name, "data.val_split", self.path), [range(len(train)), range(len(tables[name]))]
+            val = _split(tables, name, "data.val_split", self.path)
+            rows = [list(range(len(train))), list(range(len(val)))]
         else:
             held = held_out([Record(Path(), str(i)) for i in range(len(train))], self.val_fraction)
-            val, rows = train, [[i for i in range(len(train)) if (str(i) in held) == inside] for inside in (False, True)]
+            val, rows = train, [_rows(len(train), held, inside) for inside in (False, True)]
         columns = self._found(train.features)
         names = getattr(train.features.get(columns["label"]), "names", None) if columns["label"] else None
         self.spec = Spec(labels=tuple(names or ()))
@@ -113,7 +114,7 @@ class _Rows:
     """The stored pictures of some rows of a table, as bytes or as paths."""
 
     def __init__(self, table: Any, column: str, rows: Sequence[int]) -> None:
-        from datasets import Image
+        from datasets import Image  # type: ignore[import-not-found, import-untyped]
 
         self.table = table.select_columns([column]).cast_column(column, Image(decode=False))
         self.column, self.rows = column, rows
@@ -135,7 +136,7 @@ def _load(path: str, subset: str | None) -> Any:
         DataError: When it cannot load the data set.
     """
     try:
-        import datasets
+        import datasets  # type: ignore[import-not-found, import-untyped]
     except ImportError as error:
         raise ConfigError("data=image/hf needs the datasets library: pip install 'suffuse-image[hf]'") from error
     folder = Path(path)
@@ -148,7 +149,11 @@ def _load(path: str, subset: str | None) -> Any:
     # The library and its file systems raise a dozen kinds for what a wrong name or a missing network causes.
     except Exception as error:
         text = " ".join(str(error).split())[:300]
-        raise DataError(f"data.path={path}: cannot load it with the datasets library ({text}); check the name") from error
+        raise DataError(f"data.path={path}: the datasets library cannot load it ({text}); check the name") from error
+
+
+def _rows(count: int, held: set[str], inside: bool) -> list[int]:
+    return [i for i in range(count) if (str(i) in held) == inside]
 
 
 def _split(tables: Any, name: str, key: str, path: str) -> Any:

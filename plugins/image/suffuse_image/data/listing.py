@@ -181,4 +181,5 @@ def _rows(metadata: Path) -> Iterator[tuple[int, dict[Any, Any]]]:
                         raise DataError(f"data.path: {metadata} line {number} is not a JSON object; write one per line")
                     yield number, row
     except (ValueError, csv.Error) as error:
-        raise DataError(f"data.path: cannot read {metadata} ({error}); save it as UTF-8 {metadata.suffix[1:]}") from error
+        kind = metadata.suffix[1:].upper()
+        raise DataError(f"data.path: cannot read {metadata} ({error}); save it as {kind} in UTF-8") from error

@@ -25,7 +25,8 @@ class MNIST(Data):
     """Handwritten digits, shape (1, 28, 28); the real test set is held out.
 
     Arguments:
-        root: Folder with ``MNIST/raw/*-ubyte[.gz]``, the layout of torchvision; ``raw/`` or the files may lie in it too.
+        root: Folder with ``MNIST/raw/*-ubyte`` or ``*-ubyte.gz``, the layout of torchvision; it may also hold ``raw/`` or
+            the files themselves.
         download: Fetch the files into `root` when they are not there.
         flip: Mirror half of the training pictures.
         options: Arguments of `suffuse.data.Data`.
@@ -71,7 +72,7 @@ class MNIST(Data):
         assert images is not None and labels is not None  # `_folder` found all four
         x, y = idx.read(images, 3), idx.read(labels, 1)
         if len(x) != len(y) or (len(y) and int(y.max()) >= len(self.labels)):
-            raise DataError(f"data.root: {images.name} ({len(x)}) and {labels.name} ({len(y)}) do not fit; fetch both again")
+            raise DataError(f"data.root: {images} and {labels.name} do not belong together; fetch both again")
         return Pictures(x[:, None], y.long(), flip=self.flip and split == "train", seed=self.seed)
 
 
@@ -90,7 +91,7 @@ def fetch(name: str, root: Path) -> None:
     Raises:
         DataError: When nothing could be fetched or written.
     """
-    from torchvision import datasets  # heavy, and needed for a download only
+    from torchvision import datasets  # type: ignore[import-untyped]  # heavy, and needed for a download only
 
     try:
         getattr(datasets, name)(str(root), download=True)

@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 import torch
 from suffuse.errors import ConfigError, DataError
 
-from suffuse_image.data.decode import BadPicture, Decoder, check
+from suffuse_image.data.decode import Decoder, PictureError, check
 from suffuse_image.data.pictures import Pictures
 
 __all__ = ["Reader", "Sources", "Streamed"]
@@ -88,7 +88,7 @@ class Reader:
         if self.cache and not keep:
             _log.warning("%d pictures take %.1f GiB: decoding them as needed", len(sources), size / 2**30)
         found = _in_threads(self._decode if keep else self._check, sources)
-        bad = {i: result for i, result in enumerate(found) if isinstance(result, BadPicture)}
+        bad = {i: result for i, result in enumerate(found) if isinstance(result, PictureError)}
         self.judge(bad, names, len(sources))
         good = [i for i in range(len(sources)) if i not in bad]
         y = None if labels is None else torch.tensor([labels[i] for i in good], dtype=torch.long)
@@ -99,7 +99,7 @@ class Reader:
             return Pictures(whole, y, texts, flip=flip, seed=seed)
         return Streamed(self, sources, good, [names[i] for i in good], y, texts, flip=flip, seed=seed)
 
-    def judge(self, bad: dict[int, BadPicture], names: Sequence[str], total: int) -> None:
+    def judge(self, bad: dict[int, PictureError], names: Sequence[str], total: int) -> None:
         """Log the damaged sources, or raise `DataError` when they are too many."""
         if not bad:
             return
@@ -112,16 +112,16 @@ class Reader:
             )
         _log.warning("%d of %d images cannot be read and are left out: %s%s", len(bad), total, shown, more)
 
-    def _decode(self, source: Path | bytes) -> torch.Tensor | BadPicture | None:
+    def _decode(self, source: Path | bytes) -> torch.Tensor | PictureError | None:
         try:
             return self.decoder(source)
-        except BadPicture as error:
+        except PictureError as error:
             return error
 
-    def _check(self, source: Path | bytes) -> torch.Tensor | BadPicture | None:
+    def _check(self, source: Path | bytes) -> torch.Tensor | PictureError | None:
         try:
             check(source)
-        except BadPicture as error:
+        except PictureError as error:
             return error
         return None
 
@@ -151,7 +151,7 @@ class Streamed(Pictures):
     ) -> None:  # fmt: skip
         super().__init__(torch.empty(0, *reader.decoder.shape), labels, captions, flip=flip, seed=seed)
         self.reader, self.sources, self.good, self.names = reader, sources, list(good), list(names)
-        self.bad: dict[int, BadPicture] = {}
+        self.bad: dict[int, PictureError] = {}
 
     def __len__(self) -> int:
         return len(self.good)
@@ -161,7 +161,7 @@ class Streamed(Pictures):
             if index not in self.bad:
                 try:
                     return self.reader.decoder(self.sources[self.good[index]]), index
-                except BadPicture as error:
+                except PictureError as error:
                     self.bad[index] = error
                     self.reader.judge(self.bad, self.names, len(self))
             index = (index + 1) % len(self)
