@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 BIN = Path(sys.executable).parent
 TINY = [
@@ -47,6 +49,38 @@ def command(tmp_path: Path) -> Command:
     return run
 
 
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Return a function like `command` that runs the script in this process, which has torch loaded already."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        from hydra.core.global_hydra import GlobalHydra
+        from hydra.core.hydra_config import HydraConfig
+
+        from suffuse import cli
+
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", [str(BIN / words[0]), *words[1:]])
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+        handlers, level = list(logging.root.handlers), logging.root.level
+        capfd.readouterr()
+        status = 0
+        try:
+            {"train": cli.train, "sample": cli.sample, "suffuse": cli.main}[words[0]]()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            logging.root.handlers[:] = handlers
+            logging.root.setLevel(level)
+            torch.use_deterministic_algorithms(False)
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(list(words), status, out, err)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a tiny finished run; treat it as read-only."""
@@ -59,3 +93,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "train.out").write_text(done.stdout)
     (folder / "train.err").write_text(done.stderr)
     return folder / "outputs" / "image" / "tiny"
+
+
+@pytest.fixture(scope="session", name="environment")
+def _environment() -> Callable[..., dict[str, str]]:
+    """Return the function that makes a command's environment."""
+    return environment

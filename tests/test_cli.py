@@ -119,21 +119,21 @@ def test_a_run_says_what_to_do_next(trained: Path) -> None:
     assert "step 6/6  100%" in shown and "samples/s" in shown and "left" in shown and "loss" in shown
 
 
-def test_an_existing_run_is_not_overwritten(command, tiny: list[str], trained: Path) -> None:
+def test_an_existing_run_is_not_overwritten(local, tiny: list[str], trained: Path) -> None:
     before = digests(trained / "samples" / "final")
-    line = one_line(command("train", *tiny, "name=tiny", cwd=trained.parents[2]))
+    line = one_line(local("train", *tiny, "name=tiny", cwd=trained.parents[2]))
     assert "already holds a run; add ckpt=auto" in line
     assert digests(trained / "samples" / "final") == before
 
 
-def test_auto_needs_a_fixed_name(command, tiny: list[str]) -> None:
-    assert "ckpt=auto needs name=" in one_line(command("train", *tiny, "ckpt=auto"))
+def test_auto_needs_a_fixed_name(local, tiny: list[str]) -> None:
+    assert "ckpt=auto needs name=" in one_line(local("train", *tiny, "ckpt=auto"))
 
 
-def test_info(command, trained: Path) -> None:
-    text = command("suffuse", "info", str(trained)).stdout
+def test_info(local, trained: Path) -> None:
+    text = local("suffuse", "info", str(trained)).stdout
     assert "modality     image" in text and "step         6" in text and "val/loss" in text
-    known = json.loads(command("suffuse", "info", str(trained / "checkpoints" / "step-000004.ckpt"), "--json").stdout)
+    known = json.loads(local("suffuse", "info", str(trained / "checkpoints" / "step-000004.ckpt"), "--json").stdout)
     assert known["step"] == 4 and known["plugin"].startswith("suffuse-image 0.") and known["config"]["steps"] == 6
     assert known["facts"]["shape"] == [1, 8, 8] and len(known["facts"]["labels"]) == 10
 
@@ -141,11 +141,11 @@ def test_info(command, trained: Path) -> None:
 # Sampling.
 
 
-def test_samples_depend_on_seed_and_condition_alone(command, trained: Path, tmp_path: Path) -> None:
+def test_samples_depend_on_seed_and_condition_alone(local, trained: Path, tmp_path: Path) -> None:
     base = ["sample", f"ckpt={trained}", "sampler.steps=4", "trainer=cpu"]
-    assert command(*base, "num=5", "condition.label=[1,2]", "batch_size=5", "out=all").returncode == 0
+    assert local(*base, "num=5", "condition.label=[1,2]", "batch_size=5", "out=all").returncode == 0
     # Sample 3 alone: its seed is 3, its label the second of the two.
-    assert command(*base, "num=1", "seed=3", "condition.label=2", "out=one").returncode == 0
+    assert local(*base, "num=1", "seed=3", "condition.label=2", "out=one").returncode == 0
     rows = [json.loads(line) for line in (tmp_path / "all" / "manifest.jsonl").read_text().splitlines()]
     assert [row["seed"] for row in rows] == [0, 1, 2, 3, 4]
     assert [row["condition"] for row in rows] == [{"label": v} for v in (1, 2, 1, 2, 1)]
@@ -163,28 +163,28 @@ def test_two_ranks_write_the_same_files(command, trained: Path, tmp_path: Path) 
     assert not list((tmp_path / "two").glob(".*"))
 
 
-def test_guidance_sampler_and_weights_change_the_samples(command, trained: Path, tmp_path: Path) -> None:
+def test_guidance_sampler_and_weights_change_the_samples(local, trained: Path, tmp_path: Path) -> None:
     base = ["sample", f"ckpt={trained}", "num=2", "sampler.steps=3", "trainer=cpu"]
     for name, words in {"plain": ["guidance=1"], "guided": ["guidance=6"], "heun": ["sampler=heun"], "raw": ["weights=raw"]}.items():
-        assert command(*base, *words, f"out={name}").returncode == 0
+        assert local(*base, *words, f"out={name}").returncode == 0
     found = [tuple(digests(tmp_path / name).values()) for name in ("plain", "guided", "heun", "raw")]
     assert len(set(found)) == 4
 
 
-def test_default_output_is_the_next_free_number(command, trained: Path) -> None:
+def test_default_output_is_the_next_free_number(local, trained: Path) -> None:
     for number in ("001", "002"):
-        assert command("sample", f"ckpt={trained}", "num=1", "sampler.steps=2", "trainer=cpu").returncode == 0
+        assert local("sample", f"ckpt={trained}", "num=1", "sampler.steps=2", "trainer=cpu").returncode == 0
         assert (trained / "samples" / number / "00000.png").is_file()
     shutil.rmtree(trained / "samples" / "001")
     shutil.rmtree(trained / "samples" / "002")
 
 
-def test_other_samples_are_not_overwritten(command, trained: Path, tmp_path: Path) -> None:
+def test_other_samples_are_not_overwritten(local, trained: Path, tmp_path: Path) -> None:
     base = ["sample", f"ckpt={trained}", "num=1", "sampler.steps=2", "trainer=cpu", "out=x"]
-    assert command(*base).returncode == 0
+    assert local(*base).returncode == 0
     before = digests(tmp_path / "x")
-    assert command(*base).returncode == 0  # the same samples may be written again
-    assert "already holds other samples" in one_line(command(*base, "seed=1"))
+    assert local(*base).returncode == 0  # the same samples may be written again
+    assert "already holds other samples" in one_line(local(*base, "seed=1"))
     assert digests(tmp_path / "x") == before
 
 
@@ -199,8 +199,8 @@ SAMPLE_MISTAKES = [
 
 
 @pytest.mark.parametrize(("words", "text"), SAMPLE_MISTAKES)
-def test_a_sampling_mistake_is_one_clear_line(command, trained: Path, words: list[str], text: str) -> None:
-    assert text in one_line(command("sample", f"ckpt={trained}", "num=2", "trainer=cpu", *words))
+def test_a_sampling_mistake_is_one_clear_line(local, trained: Path, words: list[str], text: str) -> None:
+    assert text in one_line(local("sample", f"ckpt={trained}", "num=2", "trainer=cpu", *words))
 
 
 def test_a_checkpoint_of_an_absent_plugin(command, trained: Path, tmp_path: Path) -> None:
@@ -208,10 +208,10 @@ def test_a_checkpoint_of_an_absent_plugin(command, trained: Path, tmp_path: Path
     assert "trained with suffuse-image" in line and "pip install suffuse-image" in line
 
 
-def test_a_torn_checkpoint(command, trained: Path, tmp_path: Path) -> None:
+def test_a_torn_checkpoint(local, trained: Path, tmp_path: Path) -> None:
     torn = tmp_path / "torn.ckpt"
     torn.write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes()[:1000])
-    assert "not a readable checkpoint" in one_line(command("sample", f"ckpt={torn}"))
+    assert "not a readable checkpoint" in one_line(local("sample", f"ckpt={torn}"))
 
 
 def test_checkpoints_hold_both_weights(trained: Path) -> None:

@@ -63,6 +63,8 @@ def compose_train(words: Sequence[str]) -> DictConfig:
     cfg = _compose("train", list(words))
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise ConfigError(f"{missing[0]} is not set; give it as {missing[0]}=VALUE")
+    if cfg.ckpt == "auto" and "${now" in str(OmegaConf.to_container(cfg, resolve=False)["name"]):  # type: ignore[call-overload,index]
+        raise ConfigError("ckpt=auto needs name=, which says what run to continue")
     return cfg
 
 
@@ -79,6 +81,8 @@ def compose_sample(words: Sequence[str], saved: Mapping[str, Any]) -> DictConfig
     chosen = [word for word in words if split(word)[1] in SAMPLE_GROUPS]
     dotted = [word for word in words if "." in split(word)[1] and split(word)[1].split(".")[0] in SAMPLE_GROUPS]
     plain = [word for word in words if word not in chosen and word not in dotted and not word.startswith("-")]
+    # Which conditions exist is the model's to say, so any key is let through to it.
+    plain = [f"++{word}" if word.startswith("condition.") else word for word in plain]
     selected = [word if split(word)[1] == "trainer" else f"+{word}" for word in chosen]
     cfg = _compose("sample", plain + selected)
     OmegaConf.set_struct(cfg, False)

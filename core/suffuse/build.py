@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Mapping
@@ -28,22 +29,29 @@ def build(node: Any, key: str, **extra: Any) -> Any:
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(f"{key}: no _target_ in its config, so there is nothing to build")
     try:
+        # Deferred, so that `extra` reaches the target as it is: Hydra would turn a mapping in it into a config.
+        target = instantiate({**node, "_partial_": True}, _convert_="all")
         extra = _accepted(node["_target_"], extra)
-        return instantiate(dict(node), _convert_="all", **extra)
-    except (InstantiationException, ImportError, AttributeError) as error:
+        return functools.partial(target, **extra) if node.get("_partial_") else target(**extra)
+    except SuffuseError as error:
+        raise _named(error, key) from error
+    except (InstantiationException, ImportError, AttributeError, TypeError, ValueError) as error:
         cause: BaseException = error
         # Hydra's text names neither the key nor, for a failed import, the reason: both are in the chain of causes.
         while cause.__cause__ is not None:
             cause = cause.__cause__
         if isinstance(cause, SuffuseError):
-            raise type(cause)(f"{key}: {cause}" if not str(cause).startswith(key) else str(cause)) from error
+            raise _named(cause, key) from error
         if isinstance(cause, TypeError) and (match := re.search(r"unexpected keyword argument '(\w+)'", str(cause))):
             text = f"{key}.{match[1]}: {node['_target_']} takes no such argument{_near(node, match[1])}"
             raise ConfigError(text) from error
-        if isinstance(cause, InstantiationException | ImportError | AttributeError | TypeError | ValueError):
-            text = " ".join(str(cause).split())
-            raise ConfigError(f"{key}: cannot build {node['_target_']}: {type(cause).__name__}: {text}") from error
-        raise
+        text = " ".join(str(cause).split())
+        raise ConfigError(f"{key}: cannot build {node['_target_']}: {type(cause).__name__}: {text}") from error
+
+
+def _named(error: SuffuseError, key: str) -> SuffuseError:
+    """Return the error with the config key in front, unless it names it already."""
+    return error if str(error).startswith(key) else type(error)(f"{key}: {error}")
 
 
 def _accepted(target: str, extra: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from suffuse.errors import ConfigError, DataError
 
-__all__ = ["Data", "PositionStream", "Spec"]
+__all__ = ["Data", "PositionStream", "Spec", "spaced"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,12 @@ class PositionStream(Sampler[list[Any]]):
         return (epoch, index) if self.epochs else index
 
 
+def spaced(length: int, limit: int | None = None) -> list[int]:
+    """Return at most `limit` indices of `length` items, evenly spaced: sets are often sorted by class."""
+    count = length if limit is None else min(limit, length)
+    return [i * length // count for i in range(count)]
+
+
 class Data:
     """Base of a modality's data: two map-style data sets and how they are batched.
 
@@ -122,9 +128,8 @@ class Data:
         return self._loader(self.train, stream)
 
     def val_loader(self, limit: int | None = None, rank: int = 0, world: int = 1) -> DataLoader[Any]:
-        """Return one pass over this rank's share of the first `limit` held-out items, in order."""
-        count = len(self.val) if limit is None else min(limit, len(self.val))  # type: ignore[arg-type]
-        return self._loader(Subset(self.val, range(rank, count, world)))
+        """Return one pass over this rank's share of `limit` held-out items, evenly spaced, in order."""
+        return self._loader(Subset(self.val, spaced(len(self.val), limit)[rank::world]))  # type: ignore[arg-type]
 
     def _loader(self, dataset: Dataset[Any], batches: PositionStream | None = None) -> DataLoader[Any]:
         how: dict[str, Any] = {"batch_size": self.batch_size} if batches is None else {"batch_sampler": batches}

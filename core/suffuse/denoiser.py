@@ -22,20 +22,20 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from suffuse.errors import ConfigError
-from suffuse.process import Process, reference
+from suffuse.process import Process
 from suffuse.schedule import AlphaSigma
-from suffuse.state import State, leaves, map_state
+from suffuse.state import State, by_field, leaves, map_state
 
 __all__ = [
     "X0", "Affine", "Denoiser", "EDMPrecond", "Eps", "Exact", "Flow", "Parameterization", "Preconditioned",
-    "Prediction", "Score", "V", "by_field", "eps_of", "flow_of", "score_of", "v_of",
+    "Prediction", "Score", "V", "eps_of", "flow_of", "score_of", "v_of",
 ]  # fmt: skip
 
 Condition = Mapping[str, Tensor] | None
@@ -82,7 +82,7 @@ class Parameterization(ABC):
     """What the network predicts.
 
     Arguments:
-        sigma_data: Standard deviation d of the data; a mapping of them for named fields, see `by_field`.
+        sigma_data: Standard deviation d of the data; a mapping of them for named fields, see `suffuse.state.by_field`.
 
     Raises:
         ConfigError: Unless sigma_data > 0.
@@ -103,9 +103,10 @@ class Parameterization(ABC):
         noise = (alpha.log() - sigma.log()).clamp(-15, 15) / 4
         return Affine(skip, out, inp, noise)
 
-    @abstractmethod
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return skip and out."""
+        """Return skip and out: F = p x0 + q eps and x = a x0 + s eps solved for x0."""
+        p, q = self.target_weights(alpha, sigma)
+        return -q / (p * sigma - q * alpha), sigma / (p * sigma - q * alpha)
 
     @abstractmethod
     def target_weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,14 +116,6 @@ class Parameterization(ABC):
         """Return what F should be; alpha and sigma broadcast against x0."""
         p, q = self.target_weights(alpha, sigma)
         return p.to(x0) * x0 + q.to(x0) * eps
-
-
-def by_field(what: Any) -> Any:
-    """Return one `what` per field where its ``sigma_data`` is a mapping, else `what` itself."""
-    spread = getattr(what, "sigma_data", None)
-    if not isinstance(spread, Mapping):
-        return what
-    return {name: by_field(replace(what, sigma_data=d)) for name, d in spread.items()}
 
 
 class X0(Parameterization):
@@ -140,10 +133,6 @@ class X0(Parameterization):
 class Eps(Parameterization):
     """F = eps. Undefined without signal: no time with alpha = 0."""
 
-    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return 1/a and -s/a."""
-        return 1 / alpha, -sigma / alpha
-
     def target_weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Return 0 and 1."""
         return torch.zeros_like(alpha), torch.ones_like(alpha)
@@ -152,11 +141,6 @@ class Eps(Parameterization):
 class V(Parameterization):
     """F = alpha eps - sigma x0. "Progressive Distillation", Salimans and Ho 2022, appendix D."""
 
-    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a/(a^2+s^2) and -s/(a^2+s^2)."""
-        power = alpha**2 + sigma**2
-        return alpha / power, -sigma / power
-
     def target_weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Return -s and a."""
         return -sigma, alpha
@@ -164,10 +148,6 @@ class V(Parameterization):
 
 class Flow(Parameterization):
     """F = eps - x0, the velocity of the straight line. "Flow Matching", Lipman et al. 2023, eq. 23."""
-
-    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return 1/(a+s) and -s/(a+s)."""
-        return 1 / (alpha + sigma), -sigma / (alpha + sigma)
 
     def target_weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Return -1 and 1."""
@@ -191,12 +171,6 @@ class EDMPrecond(Parameterization):
 
     "Elucidating the Design Space of Diffusion-Based Generative Models", Karras et al. 2022, table 1, appendix B.6.
     """
-
-    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a d^2/(s^2+a^2 d^2) and s d/sqrt(s^2+a^2 d^2)."""
-        d = self.sigma_data
-        power = sigma**2 + (alpha * d) ** 2
-        return alpha * d * d / power, sigma * d * power.rsqrt()
 
     def target_weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Return s/(d sqrt(s^2+a^2 d^2)) and -a d/sqrt(s^2+a^2 d^2)."""
@@ -308,12 +282,17 @@ class Preconditioned(Denoiser):
             if len(self._known) > 4096:
                 self._known.clear()
             of = map_state(lambda _, p, what: what.affine(*p.schedule(t)), x, self.process, self.parameterization)
-            self._known[t] = map_state(lambda a: Affine(*(float(value) for value in a)), of)
+            self._known[t] = map_state(lambda a: _finite(Affine(*(float(value) for value in a)), t), of)
         return self._known[t]
 
-    def extra_repr(self) -> str:
-        """Name the schedule and the parameterisation."""
-        return f"{reference(self.process).schedule}, {next(leaves(self.parameterization))}"
+
+def _finite(affine: Affine, t: float) -> Affine:
+    if not all(map(math.isfinite, affine)):
+        raise ConfigError(
+            f"parameterization: undefined at t={t:.6g}, where there is no signal or no noise; start from less noise "
+            "(grid=karras) or predict v or x0"
+        )
+    return affine
 
 
 def _to(value: Any, like: Tensor, process: Process) -> Any:

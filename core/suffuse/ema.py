@@ -4,7 +4,7 @@ r"""EMA: the average of a model's weights along training.
 
 with a constant beta, or beta_k = (1 - 1/k)^(gamma + 1), whose averaged window is a fixed share of the run ("Analyzing
 and Improving the Training Dynamics of Diffusion Models", Karras et al. 2024, eq. 127; gamma solves
-std = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)), eq. 128).
+std = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)), eq. 123).
 """
 
 from __future__ import annotations

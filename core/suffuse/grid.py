@@ -28,7 +28,8 @@ class Grid:
 
     Arguments:
         t: Shape (N + 1,) or (N + 1, T), float64, non-increasing along the first axis.
-        clean: The last node has no noise at all.
+        clean: The last node has no noise at all. In a table that holds for the tokens that come down to t = 0; one that
+            rests throughout, or stops earlier, keeps the noise it has.
 
     Raises:
         ConfigError: When there is no interval, or time runs backwards.
@@ -54,7 +55,8 @@ class Grid:
         alpha, sigma = (value.numpy().copy() for value in schedule(t))
         lam = schedule.lam(t).numpy().copy()
         if self.clean:
-            lam[-1], sigma[-1] = math.inf, 0.0
+            arrives = np.asarray(self.t.ndim == 1 or (self.t[-1] <= 0) & (self.t[0] > self.t[-1]))
+            lam[-1], sigma[-1] = np.where(arrives, math.inf, lam[-1]), np.where(arrives, 0.0, sigma[-1])
         return alpha, sigma, lam
 
 
@@ -85,6 +87,11 @@ class _Spaced:
         """Return the grid of `steps` intervals on a schedule."""
         lowest, highest = (float(torch.exp(-schedule.lam(t))) for t in (0.0, 1.0))
         low, high = max(self.sigma_min, lowest), min(self.sigma_max, highest)
+        if not low < high:
+            raise ConfigError(
+                f"grid: sigma_min={self.sigma_min} and sigma_max={self.sigma_max} lie outside the schedule's levels, "
+                f"{lowest:.3g} to {highest:.3g}; move them inside"
+            )
         count = steps if self.end == "zero" else steps + 1
         sigma = self.levels(low, high, count)
         t = schedule.time(-torch.from_numpy(np.log(sigma))).numpy()

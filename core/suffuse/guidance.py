@@ -18,7 +18,7 @@ from torch import Tensor
 
 from suffuse.denoiser import Denoiser, Prediction
 from suffuse.errors import ConfigError
-from suffuse.process import reference
+from suffuse.process import Process, reference
 from suffuse.state import State, map_state
 
 __all__ = ["ClassifierFree"]
@@ -65,16 +65,16 @@ class ClassifierFree(Denoiser):
         times = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
         out = self.denoiser(twice, times, both).x0
 
-        def guide(leaf: Tensor) -> Tensor:
+        def guide(leaf: Tensor, process: Process) -> Tensor:
             given, without = leaf.chunk(2)
             guided = without + self.scale * (given - without)
             if not isinstance(t, Tensor) or (self.low == -math.inf and self.high == math.inf):
                 return guided
             lam = reference(self.process).schedule.lam(t)
             inside = (lam >= self.low) & (lam <= self.high)
-            return torch.where(reference(self.process).space.expand(inside, given), guided, given)
+            return torch.where(process.space.expand(inside, given), guided, given)
 
-        return Prediction(map_state(guide, out))
+        return Prediction(map_state(guide, out, self.process))
 
     def _acts(self, t: float) -> bool:
         if t not in self._inside:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -51,6 +52,7 @@ def train(cfg: DictConfig) -> float | None:
     check_limits(plain)
     run_dir = _run_dir(cfg)
     resume = _resume_path(plain, run_dir)
+    plain["ckpt"] = None  # how a run was continued is no part of what it is
     with _readable_failures(plain):
         run = _Training(plain, run_dir)
         loss = run.fit(resume)
@@ -127,7 +129,7 @@ class _Training:
             Checkpoints(every["checkpoint"], cfg["keep"], self.run_dir / "checkpoints"),
         ]
         loggers = [
-            build(node, f"logger.{name}", run_dir=str(self.run_dir), config=cfg)
+            build(node, f"logger.{name}", run_dir=str(self.run_dir), run_config=cfg)
             for name, node in (cfg["logger"] or {}).items()
         ]
         trainer = _trainer(
@@ -227,7 +229,7 @@ def _trainer(cfg: Mapping[str, Any], **options: Any) -> Trainer:
             enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
             plugins=[AtomicIO()], **options,
         )  # fmt: skip
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"trainer: {text}") from error
 

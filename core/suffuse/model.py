@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from suffuse.build import build
 from suffuse.conditioner import Conditioner
-from suffuse.data import Data
+from suffuse.data import Data, spaced
 from suffuse.denoiser import Preconditioned
 from suffuse.errors import CheckpointError, ConfigError
 from suffuse.guidance import ClassifierFree
@@ -44,14 +44,14 @@ class Facts:
 
     @classmethod
     def measure(cls, data: Data, codec: Any, limit: int = 1024) -> Facts:
-        """Read the facts off the first `limit` training items."""
+        """Read the facts off `limit` training items, evenly spaced."""
         items = []
-        for index in range(min(limit, len(data.train))):  # type: ignore[arg-type]
+        for index in spaced(len(data.train), limit):  # type: ignore[arg-type]
             items.append(data.train[(0, index) if getattr(data.train, "epochs", False) else index])
         with torch.no_grad():
             state = codec.encode(torch.utils.data.default_collate([item["x"] for item in items]))
         if any(not torch.isfinite(leaf).all() for leaf in leaves(state)):
-            raise ConfigError("data: NaN or infinite values in the first training items; clean the data")
+            raise ConfigError("data: NaN or infinite values in the training items; clean the data")
         shape = map_state(lambda leaf: torch.tensor(leaf.shape[1:]), state)
         spread = map_state(lambda leaf: leaf.double().std().clamp(min=1e-3), state)
         return cls(

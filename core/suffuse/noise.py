@@ -102,7 +102,7 @@ class KeyedNoise:
         count = like[0].numel() if like.ndim > 1 else 1
         words = self.words(count, step, stream)
         if like.dtype == torch.float64:
-            return ((words + 0.5) * 2.0**-32).reshape(like.shape)
+            return ((words.double() + 0.5) * 2.0**-32).reshape(like.shape)
         # 23 bits, so that neither end is reached by rounding.
         inside = ((words >> 9).float() + 0.5) * 2.0**-23
         # Half precisions would round the largest of them up to 1.

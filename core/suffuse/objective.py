@@ -26,7 +26,7 @@ from suffuse.errors import ConfigError
 from suffuse.noise import KeyedNoise
 from suffuse.process import reference, streams
 from suffuse.schedule import Schedule
-from suffuse.state import State, leaves, map_state
+from suffuse.state import State, by_field, leaves, map_state
 
 __all__ = [
     "Density", "EDMWeight", "EpsWeight", "FlowWeight", "LogNormal", "LogitNormal", "Loss", "MinSNR", "Objective",
@@ -88,19 +88,24 @@ class FlowWeight(Weight):
 class EDMWeight(Weight):
     """snr + 1/d^2 = (sigma^2 + d^2) / (sigma d)^2. "Elucidating the Design Space …", Karras et al. 2022, table 1.
 
+    Arguments:
+        sigma_data: Standard deviation d of the data, or a mapping with one per field.
+
     Raises:
         ConfigError: Unless sigma_data > 0.
     """
 
-    sigma_data: float = 1.0
+    sigma_data: Any = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_data < math.inf:
-            raise ConfigError(f"objective.weight.sigma_data={self.sigma_data} must be positive")
+        for d in leaves(self.sigma_data):
+            if isinstance(d, bool) or not isinstance(d, int | float) or not 0 < d < math.inf:
+                raise ConfigError(f"objective.weight.sigma_data={d} must be a positive number")
 
     def __call__(self, lam: Tensor) -> Tensor:
         """Return e^{2 lam} + 1/d^2."""
-        return torch.exp(2 * lam) + self.sigma_data**-2
+        found: Tensor = torch.exp(2 * lam) + self.sigma_data**-2
+        return found
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,8 @@ class LogNormal(Density):
 
     def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
         """Return -(mean + std Phi^{-1}(u))."""
-        return -(self.mean + self.std * torch.special.ndtri(u))
+        lam: Tensor = -(self.mean + self.std * torch.special.ndtri(u))
+        return lam
 
     def log_prob(self, lam: Tensor, schedule: Schedule) -> Tensor:
         """Return the normal log density."""
@@ -216,6 +222,10 @@ class Objective:
     density: Density = field(default_factory=LogNormal)
     parameterization: Parameterization | Mapping[str, Parameterization] | None = None
     stratified: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameterization", by_field(self.parameterization))
+        object.__setattr__(self, "weight", by_field(self.weight))
 
     def levels(
         self, noise: KeyedNoise, step: int, positions: Tensor, total: int, schedule: Schedule
@@ -268,7 +278,8 @@ class Objective:
 
         def weighted(r: Tensor, scale: Tensor, p: Any, weight: Weight) -> Tensor:
             factor = weight(p.schedule.lam(t)) * scale**2
-            return factor.to(torch.float32) * p.space.mean(r.float() ** 2)
+            loss: Tensor = factor.to(torch.float32) * p.space.mean(r.float() ** 2)
+            return loss
 
         per_field: State = map_state(weighted, away, out, process, self.weight)
         per_sample = torch.stack(list(leaves(per_field))).sum(0)

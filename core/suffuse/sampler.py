@@ -27,8 +27,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from suffuse.errors import ConfigError
 from suffuse.grid import Grid
 from suffuse.noise import KeyedNoise
 from suffuse.process import Process, streams
+from suffuse.schedule import Schedule
 from suffuse.solver import Node, Step, first_order, heun, interpolated
 from suffuse.state import State, leaves, map_state
 
@@ -101,12 +103,25 @@ class Sampler(ABC):
 
         Arguments:
             nodes: The N + 1 nodes.
-            whole: All tokens share these times; only then may the number of rows depend on them.
+            whole: All tokens share these times, and all fields their ends; only then may the number of rows depend on
+                them.
         """
 
     def plan(self, grid: Grid, process: Process | Mapping[str, Process]) -> Plan:
         """Return the rows for a grid, with a table per field of a composite state."""
-        fields = map_state(lambda p: self._table(grid, p), process)
+        schedules = map_state(lambda p: p.schedule, process)
+        key = (self, _frozen(schedules), grid.t.shape, grid.t.tobytes(), grid.clean)
+        if key not in _PLANS:
+            if len(_PLANS) >= 64:
+                _PLANS.clear()
+            _PLANS[key] = self._plan(grid, schedules)
+        return _PLANS[key]
+
+    def _plan(self, grid: Grid, schedules: Any) -> Plan:
+        fields = map_state(lambda schedule: self._table(grid, schedule, True), schedules)
+        if len({tuple(map(len, table)) for table in leaves(fields)}) > 1:
+            # Fields that would take different numbers of rows take those that fit any node.
+            fields = map_state(lambda schedule: self._table(grid, schedule, False), schedules)
         first = next(leaves(fields))
         rows: list[Row] = []
         for i, stages in enumerate(first):
@@ -117,16 +132,15 @@ class Sampler(ABC):
                 # A stage is evaluated where the interval ends, the first one where it starts.
                 at = self._time(grid, i + (j > 0))
                 rows.append(Row(at, steps, last, stage.push, i + 1 if noisy and last else None))
-        return Plan(tuple(rows), self._time(grid, 0), max((s.depth for row in rows for s in leaves(row.step)), default=0))
+        depth = max((step.depth for row in rows for step in leaves(row.step)), default=0)
+        return Plan(tuple(rows), self._time(grid, 0), depth)
 
-    def _table(self, grid: Grid, process: Process) -> list[list[Step]]:
-        tables = grid.table(process.schedule)
+    def _table(self, grid: Grid, schedule: Schedule, whole: bool) -> list[list[Step]]:
+        tables = grid.table(schedule)
         if grid.t.ndim == 1:
-            return self.column([Node(*map(float, node)) for node in zip(*tables, strict=True)], True)
-        columns = [
-            self.column([Node(*map(float, node)) for node in zip(*(table[:, k] for table in tables), strict=True)], False)
-            for k in range(grid.t.shape[1])
-        ]
+            return self.column(_nodes(tables), whole)
+        whole = whole and bool((grid.t == grid.t[:, :1]).all())
+        columns = [self.column(_nodes([table[:, k] for table in tables]), whole) for k in range(grid.t.shape[1])]
         return [[Step.stack(stage) for stage in zip(*step, strict=True)] for step in zip(*columns, strict=True)]
 
     @staticmethod
@@ -144,6 +158,18 @@ class Sampler(ABC):
         x = map_state(_update, carry.base, carry.x, d, row.step, process, carry.history, eps)
         history = map_state(_push, carry.x, d, row.step, process, carry.history) if row.push else carry.history
         return _Carry(x, x if row.commit else carry.base, history, d)
+
+
+def _nodes(tables: Sequence[Any]) -> list[Node]:
+    return [Node(*map(float, node)) for node in zip(*tables, strict=True)]
+
+
+_PLANS: dict[Any, Plan] = {}
+"""Plans at hand: the batches of a job share one, and working it out costs more than running it."""
+
+
+def _frozen(tree: Any) -> Any:
+    return tuple((name, _frozen(sub)) for name, sub in tree.items()) if isinstance(tree, Mapping) else tree
 
 
 @dataclass(frozen=True)
@@ -195,7 +221,7 @@ class Multistep(Sampler):
     Arguments:
         steps: Intervals of the grid.
         order: Number of interpolated predictions. Order 3 spends one more evaluation at the start, so that its global
-            order really is 3.
+            order really is 3; where tokens or fields start apart it cannot, and begins with order 1.
         eta: Scale of the reverse SDE's diffusion; needs basis x0.
         basis: What is interpolated, ``x0`` or ``eps``.
 
@@ -216,13 +242,13 @@ class Multistep(Sampler):
         if self.basis not in ("x0", "eps"):
             raise ConfigError(f"sampler.basis={self.basis} is neither 'x0' nor 'eps'")
         if self.basis == "eps" and self.eta:
-            raise ConfigError(f"sampler.eta={self.eta} needs sampler.basis=x0; with eps only the ODE (eta=0) is defined")
+            raise ConfigError(f"sampler.eta={self.eta} needs sampler.basis=x0; with eps there is only the ODE (eta=0)")
 
     def column(self, nodes: list[Node], whole: bool) -> list[list[Step]]:
         """Return one row per interval, two in the interval where order 3 starts."""
         rows: list[list[Step]] = []
         started = not (self.order == 3 and whole and self.eta == 0)
-        for i, (t, s) in enumerate(zip(nodes, nodes[1:], strict=False)):
+        for i, (t, s) in enumerate(pairwise(nodes)):
             past = [node for node in nodes[max(0, i - self.order + 1) : i]][::-1]
             step = interpolated(t, s, past, self.eta, self.basis)
             if not started and math.isfinite(t.lam) and math.isfinite(s.lam):
@@ -262,7 +288,7 @@ class Heun(Sampler):
     def column(self, nodes: list[Node], whole: bool) -> list[list[Step]]:
         """Return two rows per interval."""
         rows: list[list[Step]] = []
-        for t, s in zip(nodes, nodes[1:], strict=False):
+        for t, s in pairwise(nodes):
             euler = replace(first_order(t, s), depth=1)
             second = heun(t, s)
             if second is None and whole:
@@ -299,21 +325,38 @@ def sample(
         x: Start here instead of at the prior.
     """
     plan = sampler.plan(grid, process)
+    rows = [_placed(row, like, process) for row in plan.rows]
     number = streams(process)
 
     def drawn(step: int) -> State:
-        return map_state(lambda leaf, p, stream: p.draw(leaf, noise, step, stream), like, process, number)
+        state: State = map_state(lambda leaf, p, stream: p.draw(leaf, noise, step, stream), like, process, number)
+        return state
 
     if x is None:
         t = plan.start
         x = map_state(lambda leaf, eps, p: p.prior(leaf, eps, _rows(t, leaf)), like, drawn(0), process)
     carry = _Carry(x, x, map_state(lambda _: _History(), like))
-    for i, row in enumerate(plan.rows):
+    for i, row in enumerate(rows):
         carry = sampler.step(row, carry, denoiser, cond, None if row.draw is None else drawn(row.draw))
         if callback is not None and row.commit:
             assert carry.x0 is not None  # set by every step
             callback(i + 1, len(plan.rows), carry.x, carry.x0)
     return carry.x
+
+
+def _placed(row: Row, like: State, process: Process | Mapping[str, Process]) -> Row:
+    """Return the row with per-token coefficients where `like` is: copied before the loop, so that no step waits."""
+    if not isinstance(row.t, Tensor):
+        return row
+
+    def place(leaf: Tensor, step: Step, p: Process) -> Step:
+        def put(value: Any) -> Any:
+            return value.to(leaf.device, leaf.dtype) if isinstance(value, Tensor) else value
+
+        plain = {name: put(getattr(step, name)) for name in ("a", "e", "b", "c", "p", "q")}
+        return replace(step, **plain, past=tuple(map(put, step.past)))
+
+    return replace(row, t=row.t.to(next(leaves(like)).device), step=map_state(place, like, row.step, process))
 
 
 def _rows(t: float | Tensor, leaf: Tensor) -> float | Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from suffuse.errors import ConfigError
 
-__all__ = ["Dense", "Space", "State", "leaves", "map_state"]
+__all__ = ["Dense", "Space", "State", "by_field", "leaves", "map_state"]
 
 State = Tensor | Mapping[str, "State"]
 
@@ -42,6 +42,14 @@ def leaves(state: Any) -> Iterator[Any]:
             yield from leaves(field)
     else:
         yield state
+
+
+def by_field(what: Any) -> Any:
+    """Return one `what` per field where its ``sigma_data`` is a mapping, else `what` itself."""
+    spread = getattr(what, "sigma_data", None)
+    if not isinstance(spread, Mapping):
+        return what
+    return {name: by_field(replace(what, sigma_data=d)) for name, d in spread.items()}
 
 
 class Space(ABC):
@@ -89,8 +97,8 @@ class Dense(Space):
             return v.reshape(*v.shape, *[1] * (like.ndim - 1)) if v.ndim else v
         if v.ndim - 1 != len(self.tokens):
             raise ConfigError(
-                f"space: tokens={self.tokens} does not fit noise levels of shape {tuple(v.shape)}; name one axis of the "
-                "state for each axis of the levels after the batch"
+                f"space: tokens={self.tokens} does not fit noise levels of shape {tuple(v.shape)}; name one axis of "
+                "the state for each axis of the levels after the batch"
             )
         shape = [1] * like.ndim
         shape[0] = v.shape[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import secrets
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,14 +85,14 @@ class CSVLogger(Logger):
 
 
 def wandb_logger(
-    run_dir: str, config: Mapping[str, Any], project: str = "suffuse", entity: str | None = None,
+    run_dir: str, run_config: Mapping[str, Any], project: str = "suffuse", entity: str | None = None,
     group: str | None = None, tags: Sequence[str] = (), mode: str = "auto",
 ) -> WandbLogger:  # fmt: skip
     """Return the W&B logger of a run directory; a resumed run continues the same W&B run.
 
     Arguments:
         run_dir: Directory of the run; its file ``wandb_id`` keeps the run's id.
-        config: Resolved config, stored once with the run.
+        run_config: Resolved config, stored once with the run.
         project: W&B project.
         entity: W&B user or team.
         group: W&B group.
@@ -111,10 +112,10 @@ def wandb_logger(
     name = path / "wandb_id"
     if not name.is_file() and rank_zero_only.rank == 0:
         path.mkdir(parents=True, exist_ok=True)
-        name.write_text(wandb.util.generate_id())
+        name.write_text(secrets.token_hex(4))
     return WandbLogger(
         name=path.name, save_dir=str(path), id=name.read_text().strip() if name.is_file() else None, project=project,
-        resume="allow", config=dict(config), entity=entity, group=group, tags=list(tags), mode=mode,
+        resume="allow", config=dict(run_config), entity=entity, group=group, tags=list(tags), mode=mode,
         settings=wandb.Settings(console="off", silent=True),
     )  # fmt: skip
 

@@ -54,12 +54,12 @@ class FeatureNet(nn.Module):
 
     def __init__(self, channels: int, size: tuple[int, int], classes: int, width: int = 32, features: int = 64) -> None:
         super().__init__()
-        # Halve until a 4 x 4 map is left; a picture that small to begin with is not halved.
-        halvings = max(0, math.ceil(math.log2(max(size) / 4)))
-        layers: list[nn.Module] = _block(channels, width)
-        for _ in range(max(halvings, 1)):
+        # Halve until a 4 x 4 map is left. The first layer halves what is large, or it would cost more than the rest.
+        large = max(size) > SIDE // 2
+        layers: list[nn.Module] = _block(channels, width, stride=2 if large else 1)
+        for _ in range(max(0, math.ceil(math.log2(max(size) / 4)) - large)):
             last, width = width, min(2 * width, 128)
-            layers += [*([nn.MaxPool2d(2, ceil_mode=True)] if halvings else []), *_block(last, width)]
+            layers += [nn.MaxPool2d(2, ceil_mode=True), *_block(last, width)]
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.feature = nn.Sequential(nn.Linear(4 * width, features), nn.ReLU())
         self.head = nn.Linear(features, max(classes, 1))
@@ -119,7 +119,7 @@ def _fit(net: FeatureNet, x: torch.Tensor, labels: torch.Tensor, steps: int, ord
         batch = _shifted(x[rows], reach, order).to(device)
         loss = F.cross_entropy(net(batch), labels[rows].to(device), label_smoothing=0.05)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         cycle.step()
 
@@ -139,9 +139,12 @@ def _shifted(x: torch.Tensor, reach: int, order: torch.Generator) -> torch.Tenso
 def _calibrate(net: FeatureNet, x: torch.Tensor, order: torch.Generator) -> None:
     """Give an untrained network's normalisation the statistics of the data."""
     net.train()
-    for _ in range(30):
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # a plain average, right after the first batch
+    for _ in range(4):
         net(x[torch.randint(len(x), (128,), generator=order)].to(net.head.weight.device))
 
 
-def _block(channels: int, width: int) -> list[nn.Module]:
-    return [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+def _block(channels: int, width: int, stride: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(channels, width, 3, stride, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]

@@ -32,7 +32,7 @@ def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
     mean_b, root_b = _fit(b)
     cross = torch.linalg.svdvals(root_a @ root_b.T).sum()
     distance = (mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * cross
-    return max(distance.item(), 0.0)
+    return max(float(distance), 0.0)
 
 
 def _fit(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageColor, ImageOps
 from suffuse.errors import ConfigError, suggest
 
-__all__ = ["Decoder", "PictureError", "suffixes"]
+__all__ = ["Decoder", "PictureError", "check", "suffixes"]
 
 FITS = ("crop", "letterbox", "stretch")
 UNSAFE = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}

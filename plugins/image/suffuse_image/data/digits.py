@@ -7,7 +7,7 @@ Every fifth picture of each class is held out: a split that depends on nothing, 
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from suffuse.data import Data, Spec
 
 from suffuse_image.data.pictures import Pictures
@@ -18,7 +18,7 @@ __all__ = ["Digits", "held_out"]
 def held_out(labels: torch.Tensor, every: int = 5) -> torch.Tensor:
     """Return a mask, shape (N,), of each class's pictures number `every`, 2 `every`, … in order."""
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
+    for label in set(labels.tolist()):
         mask[(labels == label).nonzero()[every - 1 :: every]] = True
     return mask
 

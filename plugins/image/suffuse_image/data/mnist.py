@@ -16,7 +16,7 @@ from suffuse.errors import DataError
 from suffuse_image.data import idx
 from suffuse_image.data.pictures import Pictures
 
-__all__ = ["MNIST", "FashionMNIST"]
+__all__ = ["MNIST", "FashionMNIST", "fetch"]
 
 FILES = {"train": "train", "val": "t10k"}
 
@@ -25,8 +25,8 @@ class MNIST(Data):
     """Handwritten digits, shape (1, 28, 28); the real test set is held out.
 
     Arguments:
-        root: Folder with ``MNIST/raw/*-ubyte`` or ``*-ubyte.gz``, the layout of torchvision; it may also hold ``raw/`` or
-            the files themselves.
+        root: Folder with ``MNIST/raw/*-ubyte`` or ``*-ubyte.gz``, the layout of torchvision; it may also
+            hold ``raw/`` or the files themselves.
         download: Fetch the files into `root` when they are not there.
         flip: Mirror half of the training pictures.
         options: Arguments of `suffuse.data.Data`.

@@ -1,0 +1,161 @@
+"""What a sampler costs beyond the network: microseconds per step, against diffusers and azula in the same run.
+
+Every library draws with a denoiser that costs nothing (it returns a stored x0 prediction), on a grid of the same number
+of steps, set-up of the grid included. Rounds alternate between the libraries; the median of the rounds counts.
+
+    uv run --group bench python benchmarks/sampler_overhead.py [--json] [--steps 50] [--rounds 15] [--device cpu]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from suffuse.denoiser import Denoiser, EDMPrecond, Preconditioned, Prediction
+from suffuse.grid import Karras
+from suffuse.noise import KeyedNoise
+from suffuse.process import Gaussian
+from suffuse.sampler import Euler, Heun, Multistep, sample
+from suffuse.schedule import EDM
+
+SHAPE = (1, 4, 32, 32)
+Run = Callable[[], Any]
+
+
+class Stored(Denoiser):
+    """Returns the same prediction every time."""
+
+    def __init__(self, process: Gaussian, x0: Tensor) -> None:
+        super().__init__()
+        self.process, self.prediction = process, Prediction(x0)
+
+    def forward(self, x: Any, t: Any, cond: Any = None) -> Prediction:
+        """Return the stored prediction."""
+        return self.prediction
+
+
+class Echo(nn.Module):
+    """A network that returns its input."""
+
+    def forward(self, x: Tensor, noise: Tensor, cond: Any = None) -> Tensor:
+        """Return x."""
+        return x
+
+
+def ours(steps: int, device: str) -> dict[str, Run]:
+    """Return our samplers, first with a bare denoiser, then behind EDM preconditioning."""
+    process, grid = Gaussian(EDM()), Karras()
+    like, noise = torch.zeros(SHAPE, device=device), KeyedNoise(torch.zeros(1, dtype=torch.int64, device=device))
+    stored, network = Stored(process, like.clone()), Preconditioned(Echo(), process, EDMPrecond())
+    kinds = {"order 1": Euler(steps), "order 2": Multistep(steps, order=2), "order 3": Multistep(steps, order=3)}
+    kinds["heun"] = Heun(steps)
+
+    def run(denoiser: Denoiser, sampler: Any) -> Run:
+        return lambda: sample(denoiser, process, sampler, grid(process.schedule, steps), noise, like)
+
+    rows = {name: run(stored, sampler) for name, sampler in kinds.items()}
+    return rows | {f"{name}, preconditioned": run(network, sampler) for name, sampler in kinds.items()}
+
+
+def diffusers(steps: int, device: str) -> dict[str, Run]:
+    """Return diffusers' schedulers in their documented loop."""
+    import diffusers as d
+
+    def dpm(order: int) -> Any:
+        return d.DPMSolverMultistepScheduler(solver_order=order, prediction_type="sample", use_karras_sigmas=True)
+
+    made = {
+        "order 1": d.EulerDiscreteScheduler(prediction_type="sample", use_karras_sigmas=True),
+        "order 2": dpm(2),
+        "order 3": dpm(3),
+        "heun": d.HeunDiscreteScheduler(prediction_type="sample", use_karras_sigmas=True),
+    }
+    x0 = torch.zeros(SHAPE, device=device)
+
+    def run(scheduler: Any) -> Run:
+        def draw() -> None:
+            scheduler.set_timesteps(steps, device=device)
+            x = torch.randn(SHAPE, device=device) * scheduler.init_noise_sigma
+            for t in scheduler.timesteps:
+                scheduler.scale_model_input(x, t)
+                x = scheduler.step(x0, t, x).prev_sample
+
+        return draw
+
+    return {name: run(scheduler) for name, scheduler in made.items()}
+
+
+def azula(steps: int, device: str) -> dict[str, Run]:
+    """Return azula's samplers."""
+    from azula.denoise import Denoiser as Base
+    from azula.denoise import DiracPosterior
+    from azula.noise import VESchedule
+    from azula.sample import EulerSampler, HeunSampler, xEABSampler
+
+    x0 = torch.zeros(SHAPE, device=device)
+
+    class Fixed(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.schedule = VESchedule()
+
+        def forward(self, x_t: Tensor, t: Tensor, **kwargs: Any) -> Any:
+            return DiracPosterior(mean=x0)
+
+    denoiser = Fixed()
+    options = {"steps": steps, "silent": True}
+    made = {
+        "order 1": EulerSampler(denoiser, **options),
+        "order 2": xEABSampler(denoiser, order=2, **options),
+        "order 3": xEABSampler(denoiser, order=3, **options),
+        "heun": HeunSampler(denoiser, **options),
+    }
+    return {name: (lambda sampler=sampler: sampler(torch.randn(SHAPE, device=device))) for name, sampler in made.items()}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    libraries = {"suffuse": ours, "diffusers": diffusers, "azula": azula}
+    runs = {library: make(args.steps, args.device) for library, make in libraries.items()}
+    times: dict[str, dict[str, list[float]]] = {library: {name: [] for name in found} for library, found in runs.items()}
+    with torch.inference_mode():
+        for round_number in range(args.rounds + 2):  # the first two warm up
+            for library, found in runs.items():
+                for name, run in found.items():
+                    began = time.perf_counter()
+                    run()
+                    if args.device != "cpu":
+                        torch.cuda.synchronize()
+                    if round_number >= 2:
+                        times[library][name].append((time.perf_counter() - began) / args.steps * 1e6)
+    medians = {library: {name: statistics.median(v) for name, v in found.items()} for library, found in times.items()}
+    rows = []
+    for name, mine in medians["suffuse"].items():
+        peers = {library: medians[library][name.partition(",")[0]] for library in ("diffusers", "azula")}
+        rows.append({"method": name, "suffuse": mine, **peers, "ratio": mine / min(peers.values())})
+    if args.json:
+        setting = {"shape": SHAPE, "steps": args.steps, "device": args.device, "torch": torch.__version__}
+        print(json.dumps({"unit": "microseconds per step", **setting, "rows": rows}, indent=2))
+        return
+    print(f"microseconds per step beyond the network, {args.steps} steps, {args.device}, one thread")
+    print(f"{'method':<26} {'suffuse':>9} {'diffusers':>10} {'azula':>9} {'ours / best peer':>17}")
+    for row in rows:
+        print(f"{row['method']:<26} {row['suffuse']:9.1f} {row['diffusers']:10.1f} {row['azula']:9.1f} {row['ratio']:17.2f}")
+
+
+if __name__ == "__main__":
+    main()

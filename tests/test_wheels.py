@@ -1,0 +1,67 @@
+"""Wheels of the core and of the plugin, in a clean environment, from another directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(shutil.which("uv") is None, reason="needs uv to build wheels")
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    out = tmp_path_factory.mktemp("wheels")
+    done = subprocess.run(
+        ["uv", "build", "--wheel", "--all-packages", "--out-dir", str(out)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return sorted(out.glob("*.whl"))
+
+
+def test_configs_template_and_licence_are_inside(wheels: list[Path]) -> None:
+    names = {name for wheel in wheels for name in zipfile.ZipFile(wheel).namelist()}
+    conf = [p.relative_to(ROOT / "conf").as_posix() for p in (ROOT / "conf").rglob("*.yaml")]
+    assert {f"suffuse/conf/{name}" for name in conf} <= names
+    template = ROOT / "core/suffuse/template"
+    assert {f"suffuse/template/{p.relative_to(template).as_posix()}" for p in template.rglob("*.in")} <= names
+    image = ROOT / "plugins/image"
+    assert {p.relative_to(image).as_posix() for p in (image / "suffuse_image").rglob("*.yaml")} <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not any(name.startswith(("conf/", "tests/", "core/")) for name in names)
+
+
+def test_train_and_sample_from_anywhere(wheels: list[Path], tmp_path: Path, tiny: list[str], environment) -> None:
+    """The dependencies come from this environment, the two packages from their wheels alone."""
+    site = tmp_path / "site"
+    subprocess.run(
+        ["uv", "pip", "install", "--quiet", "--no-deps", "--python", sys.executable, "--target", str(site), *map(str, wheels)],
+        check=True,
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    env = environment(PYTHONPATH=str(site))
+
+    def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(site / "bin" / script), *words], cwd=elsewhere, capture_output=True, text=True,
+            check=False, env=env,
+        )  # fmt: skip
+
+    where = subprocess.run(
+        [sys.executable, "-c", "import suffuse, suffuse.plugins as p; print(suffuse.__file__, p.CONF)"],
+        cwd=elsewhere, capture_output=True, text=True, check=True, env=env,
+    ).stdout  # fmt: skip
+    assert where.count(str(site)) == 2
+    trained = run("train", *tiny, "steps=2", "name=w")
+    assert trained.returncode == 0, trained.stderr
+    drawn = run("sample", "ckpt=outputs/image/w", "num=2", "out=drawn", "trainer=cpu")
+    assert drawn.returncode == 0, drawn.stderr
+    assert sorted(os.listdir(elsewhere / "drawn")) == ["00000.png", "00001.png", "manifest.jsonl", "overview.png"]
