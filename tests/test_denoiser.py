@@ -7,7 +7,18 @@ import math
 import pytest
 import torch
 from suffuse.denoiser import (
-    X0, EDMPrecond, Eps, Exact, Flow, Preconditioned, Score, V, eps_of, flow_of, score_of, v_of,
+    X0,
+    EDMPrecond,
+    Eps,
+    Exact,
+    Flow,
+    Preconditioned,
+    Score,
+    V,
+    eps_of,
+    flow_of,
+    score_of,
+    v_of,
 )  # fmt: skip
 from suffuse.errors import ConfigError
 from suffuse.process import Gaussian as Process
@@ -27,7 +38,8 @@ def table(what, a, s, d):
     root = math.sqrt(s * s + a * a * d * d)
     return {
         "X0": (0, 1), "Eps": (1 / a, -s / a), "V": (a / (a * a + s * s), -s / (a * a + s * s)),
-        "Flow": (1 / (a + s), -s / (a + s)), "Score": (1 / a, s * s / a), "EDMPrecond": (a * d * d / root**2, s * d / root),
+        "Flow": (1 / (a + s), -s / (a + s)), "Score": (1 / a, s * s / a),
+        "EDMPrecond": (a * d * d / root**2, s * d / root),
     }[type(what).__name__]  # fmt: skip
 
 
@@ -99,7 +111,9 @@ def test_gaussian_target_is_consistent():
     x, at = torch.randn(6, 2, dtype=f64, requires_grad=True), VPLinear()(0.4)
     (score,) = torch.autograd.grad(target.log_prob(x, *at).sum(), x)
     assert (score - score_of(x, target.posterior_mean(x, *at), at)).abs().max() < 1e-12
-    mixture = GaussianMixture(torch.randn(5, 2, dtype=f64), torch.rand(5, dtype=f64) + 0.1, torch.full((5,), 0.2, dtype=f64))
+    mixture = GaussianMixture(
+        torch.randn(5, 2, dtype=f64), torch.rand(5, dtype=f64) + 0.1, torch.full((5,), 0.2, dtype=f64)
+    )
     (score,) = torch.autograd.grad(mixture.log_prob(x, *at).sum(), x)
     assert (score - score_of(x, mixture.posterior_mean(x, *at), at)).abs().max() < 1e-12
 

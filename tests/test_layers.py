@@ -13,7 +13,7 @@ FLOORS = {
     for floor, names in enumerate(
         [
             ["schedule", "state", "noise", "nn", "targets", "ema"],
-            ["denoiser", "process", "grid", "conditioner"],
+            ["denoiser", "process", "grid", "conditioner", "solver"],
             ["sampler", "guidance", "objective"],
             ["data", "codec", "preview", "metrics", "build", "checkpoint", "model"],
             ["sampling", "training"],

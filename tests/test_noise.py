@@ -35,7 +35,9 @@ def test_a_row_depends_on_its_seed_alone(shape, dtype):
         whole = getattr(KeyedNoise(every), draw)(torch.empty(64, *shape, dtype=dtype), 5, 2)
         for size in (1, 2, 3, 7):
             for start in (0, 13, 64 - size):
-                part = getattr(KeyedNoise(every[start : start + size]), draw)(torch.empty(size, *shape, dtype=dtype), 5, 2)
+                part = getattr(KeyedNoise(every[start : start + size]), draw)(
+                    torch.empty(size, *shape, dtype=dtype), 5, 2
+                )
                 assert torch.equal(part, whole[start : start + size])
         backwards = getattr(KeyedNoise(every.flip(0)), draw)(torch.empty(64, *shape, dtype=dtype), 5, 2)
         assert torch.equal(backwards.flip(0), whole)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad, solve_ivp
-from suffuse.denoiser import Denoiser, EDMPrecond, Exact, Prediction, Preconditioned
+from suffuse.denoiser import Denoiser, EDMPrecond, Exact, Preconditioned, Prediction
 from suffuse.errors import ConfigError
 from suffuse.grid import Exponential, Grid, Karras, Linear, Trailing
 from suffuse.guidance import ClassifierFree
@@ -144,7 +144,12 @@ class Units:
 
 @pytest.mark.parametrize(
     ("sampler", "order"),
-    [(Ancestral(), 1), (Multistep(order=1, eta=0.5), 1), (Multistep(order=2, eta=1.0), 2), (Multistep(order=2, eta=0.5), 2)],
+    [
+        (Ancestral(), 1),
+        (Multistep(order=1, eta=0.5), 1),
+        (Multistep(order=2, eta=1.0), 2),
+        (Multistep(order=2, eta=0.5), 2),
+    ],
     ids=str,
 )
 def test_weak_order_without_monte_carlo(sampler, order):
@@ -193,7 +198,7 @@ def test_order_one_is_one_method(schedule):
     alpha, sigma, _ = grid.table(schedule)
     x = sigma[0] * KeyedNoise(torch.arange(4)).normal(torch.empty(4, 2, dtype=f64), 0)
     for i in range(9):
-        x0 = mixture().posterior_mean(x, torch.tensor(alpha[i]), torch.tensor(float(schedule(grid.t[i]).sigma)))
+        x0 = mixture().posterior_mean(x, torch.tensor(alpha[i]), schedule(grid.t[i]).sigma)
         x = alpha[i + 1] * x0 + sigma[i + 1] * (x - alpha[i] * x0) / sigma[i]
     assert (x - euler).abs().max() < 1e-11
 
@@ -243,7 +248,9 @@ def test_equal_tokens_are_one_time(schedule, sampler):
     process, like, noise = Process(schedule, Dense((1,))), torch.empty(3, 4, 1, dtype=f64), KeyedNoise(torch.arange(3))
     for grid in (Karras()(schedule, 6), Trailing()(schedule, 5)):
         table = Grid(np.repeat(grid.t[:, None], 4, 1), grid.clean)
-        one, many = (sample(Exact(process, target.posterior_mean), process, sampler, g, noise, like) for g in (grid, table))
+        one, many = (
+            sample(Exact(process, target.posterior_mean), process, sampler, g, noise, like) for g in (grid, table)
+        )
         assert (one - many).abs().max() < 1e-10
 
 
@@ -285,8 +292,7 @@ def test_two_fields_are_two_runs(sampler):
     together = sample(Pair(process), process, sampler, grid, Silent(), like, x=start)
     for name, one in process.items():
         alone = sample(Exact(one, mixture().posterior_mean), one, sampler, grid, Silent(), like[name], x=start[name])
-        # An inner stage lies halfway on the first field's schedule.
-        assert (together[name] - alone).abs().max() < (1e-12 if name == "a" or "order=3" not in str(sampler) else 1e-1)
+        assert (together[name] - alone).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("names", ["ab", "ba"])
@@ -306,7 +312,9 @@ def test_fields_whose_ends_differ(sampler, names):
             def normal(self, leaf, step, _=0):
                 return KeyedNoise(torch.arange(3)).normal(leaf, step, stream)
 
-        alone = sample(Pair({"a": process["a"]}), {"a": process["a"]}, sampler, Trailing()(EDM(), 12), Same(), {"a": like["a"]})
+        alone = sample(
+            Pair({"a": process["a"]}), {"a": process["a"]}, sampler, Trailing()(EDM(), 12), Same(), {"a": like["a"]}
+        )
         assert (found["a"] - alone["a"]).abs().max() < 1e-10
 
 
@@ -359,7 +367,7 @@ class NoSync(TorchDispatchMode):
     """Fails on what would make the host wait for a device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert not any(word in str(func) for word in ("_local_scalar_dense", "nonzero", "linalg_solve", "_to_copy.cpu"))
+        assert not any(word in str(func) for word in ("_local_scalar_dense", "nonzero", "linalg_solve"))
         return func(*args, **(kwargs or {}))
 
 
@@ -375,6 +383,12 @@ def test_the_loop_reads_nothing_back(sampler):
         with NoSync():
             again = sample(denoiser, process, sampler, grid, noise, like, cond)
     assert torch.equal(first, again)
+
+
+def test_the_guard_against_reading_back_works():
+    for forbidden in (lambda: torch.ones(1).item(), lambda: bool(torch.ones(1) > 0), lambda: torch.ones(2).nonzero()):
+        with pytest.raises(AssertionError), NoSync():
+            forbidden()
 
 
 def test_rows_evaluations_and_callback():
@@ -401,7 +415,8 @@ def test_plans_are_remembered_and_not_confused():
 @pytest.mark.parametrize(
     ("build", "text"),
     [
-        (lambda: Euler(steps=0), "steps=0"), (lambda: Heun(steps=2.5), "steps=2.5"), (lambda: Multistep(order=5), "order=5"),
+        (lambda: Euler(steps=0), "steps=0"), (lambda: Heun(steps=2.5), "steps=2.5"),
+        (lambda: Multistep(order=5), "order=5"),
         (lambda: Multistep(eta=-1.0), "eta=-1.0"), (lambda: Multistep(basis="v"), "basis=v"),
         (lambda: Multistep(eta=1.0, basis="eps"), "basis=x0"),
     ],

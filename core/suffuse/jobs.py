@@ -30,15 +30,9 @@ from suffuse.sampling import Sampling, write_samples
 from suffuse.training.callbacks import Checkpoints, Monitor, Previews, Stop, Validation
 from suffuse.training.io import AtomicIO
 from suffuse.training.module import TrainingModule
-from suffuse.training.progress import Progress, duration
+from suffuse.training.progress import Progress, duration, say
 
 __all__ = ["sample", "train"]
-
-
-@rank_zero_only
-def say(text: str) -> None:
-    """Print one line of the job's story."""
-    print(text, flush=True)
 
 
 def train(cfg: DictConfig) -> float | None:

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from suffuse.errors import ConfigError
+from suffuse.training.progress import say
 
 __all__ = ["CSVLogger", "wandb_logger"]
 
@@ -113,11 +114,13 @@ def wandb_logger(
     if not name.is_file() and rank_zero_only.rank == 0:
         path.mkdir(parents=True, exist_ok=True)
         name.write_text(secrets.token_hex(4))
-    return WandbLogger(
+    logger = WandbLogger(
         name=path.name, save_dir=str(path), id=name.read_text().strip() if name.is_file() else None, project=project,
         resume="allow", config=dict(run_config), entity=entity, group=group, tags=list(tags), mode=mode,
         settings=wandb.Settings(console="off", silent=True),
     )  # fmt: skip
+    logger._wandb_init.pop("anonymous", None)  # Lightning passes it on; W&B warns of it
+    return logger
 
 
 def _reachable_mode() -> str:
@@ -133,7 +136,7 @@ def _reachable_mode() -> str:
             reason = f"{host} cannot be reached ({error})"
         else:
             return "online"
-    rank_zero_info(f"W&B logs offline: {reason}; send the run later with `wandb sync`")
+    say(f"W&B logs offline: {reason}; send the run later with `wandb sync`")
     return "offline"
 
 

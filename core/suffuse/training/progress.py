@@ -7,7 +7,7 @@ import time
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-__all__ = ["Progress", "duration"]
+__all__ = ["Progress", "duration", "say"]
 
 
 def duration(seconds: float) -> str:
@@ -15,6 +15,12 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Print a line of the job's story, once whatever the number of ranks."""
+    print(text, flush=True)
 
 
 class Progress:
