@@ -16,14 +16,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from suffuse.denoiser import Denoiser, EDMPrecond, Preconditioned, Prediction
 from suffuse.grid import Karras
 from suffuse.noise import KeyedNoise
 from suffuse.process import Gaussian
 from suffuse.sampler import Euler, Heun, Multistep, sample
 from suffuse.schedule import EDM
+from torch import Tensor, nn
 
 SHAPE = (1, 4, 32, 32)
 Run = Callable[[], Any]
@@ -117,7 +116,9 @@ def azula(steps: int, device: str) -> dict[str, Run]:
         "order 3": xEABSampler(denoiser, order=3, **options),
         "heun": HeunSampler(denoiser, **options),
     }
-    return {name: (lambda sampler=sampler: sampler(torch.randn(SHAPE, device=device))) for name, sampler in made.items()}
+    return {
+        name: (lambda sampler=sampler: sampler(torch.randn(SHAPE, device=device))) for name, sampler in made.items()
+    }
 
 
 def main() -> None:
@@ -131,7 +132,9 @@ def main() -> None:
     torch.set_num_threads(1)
     libraries = {"suffuse": ours, "diffusers": diffusers, "azula": azula}
     runs = {library: make(args.steps, args.device) for library, make in libraries.items()}
-    times: dict[str, dict[str, list[float]]] = {library: {name: [] for name in found} for library, found in runs.items()}
+    times: dict[str, dict[str, list[float]]] = {
+        library: {name: [] for name in found} for library, found in runs.items()
+    }
     with torch.inference_mode():
         for round_number in range(args.rounds + 2):  # the first two warm up
             for library, found in runs.items():
@@ -154,7 +157,8 @@ def main() -> None:
     print(f"microseconds per step beyond the network, {args.steps} steps, {args.device}, one thread")
     print(f"{'method':<26} {'suffuse':>9} {'diffusers':>10} {'azula':>9} {'ours / best peer':>17}")
     for row in rows:
-        print(f"{row['method']:<26} {row['suffuse']:9.1f} {row['diffusers']:10.1f} {row['azula']:9.1f} {row['ratio']:17.2f}")
+        figures = f"{row['suffuse']:9.1f} {row['diffusers']:10.1f} {row['azula']:9.1f} {row['ratio']:17.2f}"
+        print(f"{row['method']:<26} {figures}")
 
 
 if __name__ == "__main__":

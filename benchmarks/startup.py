@@ -1,6 +1,6 @@
 """How long the commands take to answer: whole processes, median of several runs, against bare Python in the same run.
 
-    python benchmarks/startup.py [--json] [--runs 7]
+python benchmarks/startup.py [--json] [--runs 7]
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from omegaconf import OmegaConf
-
 from suffuse.app import compose_train
 from suffuse.build import build
 from suffuse.model import Facts, Model
@@ -133,7 +132,8 @@ def main() -> None:
     if args.json:
         print(json.dumps({"unit": "ms per step", "weights": weights, "rounds": times, "ratio": mine / hand}, indent=2))
         return
-    print(f"milliseconds per step, {weights / 1e6:.2f} M weights, batch {data.batch_size}, {torch.get_num_threads()} threads")
+    setting = f"{weights / 1e6:.2f} M weights, batch {data.batch_size}, {torch.get_num_threads()} threads"
+    print(f"milliseconds per step, {setting}")
     print(f"suffuse {mine:.2f}   by hand {hand:.2f}   ratio {mine / hand:.3f}")
 
 

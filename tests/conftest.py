@@ -57,7 +57,6 @@ def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     def run(*words: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
         from hydra.core.global_hydra import GlobalHydra
         from hydra.core.hydra_config import HydraConfig
-
         from suffuse import cli
 
         monkeypatch.chdir(cwd)

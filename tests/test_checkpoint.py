@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from suffuse import checkpoint
 from suffuse.errors import CheckpointError
 

@@ -43,8 +43,10 @@ def test_each_scalar_is_absent_for_itself(mixed: VectorConditioner) -> None:
         for parameter in mixed.absent.values():
             parameter.normal_()
     label = torch.tensor([0])
+
     def at(gap: float, mass: float) -> torch.Tensor:
         return mixed({"label": label, "gap": torch.tensor([gap]), "mass": torch.tensor([mass])})["vector"]
+
     known, no_gap = at(1.0, 2.0), at(math.nan, 2.0)
     torch.testing.assert_close(no_gap - known, mixed.absent["gap"][None] - mixed.scalar["gap"](torch.tensor([[1.0]])))
     at(math.nan, math.nan).sum().backward()

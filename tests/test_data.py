@@ -6,7 +6,6 @@ from itertools import chain, islice
 
 import pytest
 import torch
-
 from suffuse.data import Data, PositionStream
 from suffuse.errors import ConfigError, DataError
 
@@ -69,10 +68,24 @@ def test_workers_yield_the_same_stream() -> None:
     assert all(torch.equal(a["x"], b["x"]) for a, b in pairs)
 
 
+class Table(list):
+    def batch(self, keys: list[int]) -> dict:
+        return {"x": torch.tensor([[float(k)] for k in keys]), "cond": {}, "index": torch.tensor(keys)}
+
+
+def test_whole_batches_are_asked_for_where_they_can_be() -> None:
+    plain, whole = Numbers(batch_size=3), Numbers(batch_size=3)
+    for data in (plain, whole):
+        data.setup()
+    whole.train = Table(whole.train)
+    for a, b in zip(islice(iter(plain.train_loader()), 5), islice(iter(whole.train_loader()), 5), strict=True):
+        assert torch.equal(a["x"], b["x"]) and torch.equal(a["index"], b["index"])
+
+
 def test_errors_name_the_key() -> None:
-    with pytest.raises(ConfigError, match="data.batch_size=0"):
+    with pytest.raises(ConfigError, match=r"data\.batch_size=0"):
         Numbers(batch_size=0)
-    with pytest.raises(ConfigError, match="data.workers=-1"):
+    with pytest.raises(ConfigError, match=r"data\.workers=-1"):
         Numbers(workers=-1)
     empty = Numbers(count=0)
     empty.setup()

@@ -17,6 +17,7 @@ FLOORS = {
             ["sampler", "guidance", "objective"],
             ["data", "codec", "preview", "metrics", "build", "checkpoint", "model"],
             ["sampling", "training"],
+            ["rundir"],
             ["jobs", "app", "info", "testing"],
         ]
     )

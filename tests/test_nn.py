@@ -21,10 +21,16 @@ UNET = {"width": 16, "multipliers": (1, 2), "attention": (1,), "head_dim": 8, "c
 DIT = {"width": 48, "depth": 2, "heads": 2, "patch": 2}
 SHAPES = {1: (3, 16), 2: (3, 8, 12), 3: (2, 4, 8, 4)}
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "unet": lambda shape, **more: UNet(shape, **(UNET | more)),
-    "dit": lambda shape, **more: DiT(shape, **(DIT | more)),
+    "unet": lambda shape, **more: seeded(UNet, shape, **(UNET | more)),
+    "dit": lambda shape, **more: seeded(DiT, shape, **(DIT | more)),
 }
 both = pytest.mark.parametrize("kind", BUILDERS)
+
+
+def seeded(network: type[nn.Module], *args: object, **options: object) -> nn.Module:
+    """Build with the same first weights every time."""
+    torch.manual_seed(0)
+    return network(*args, **options)
 
 
 def awake(network: nn.Module, seed: int = 0) -> nn.Module:

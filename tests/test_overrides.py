@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from suffuse.errors import ConfigError, suggest
 from suffuse.overrides import check, check_limits, split, translate
 

@@ -10,7 +10,6 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-
 from suffuse.plugins import Registry
 
 GOOD = """
@@ -51,7 +50,10 @@ FAULTS = {
         "from suffuse import hookimpl\n@hookimpl\ndef suffuse_modality(): return []",
         "suffuse_modality",
     ),
-    "returns None": ("from suffuse import hookimpl\n@hookimpl\ndef suffuse_modalities(): return None", "returned nothing"),
+    "returns None": (
+        "from suffuse import hookimpl\n@hookimpl\ndef suffuse_modalities(): return None",
+        "returned nothing",
+    ),
     "no hook": ("x = 1", "implements no suffuse_modalities"),
     "raises": ("from suffuse import hookimpl\n@hookimpl\ndef suffuse_modalities(): raise ValueError('spilt')", "spilt"),
     "wrong type": ("from suffuse import hookimpl\n@hookimpl\ndef suffuse_modalities(): return ['x']", "not str"),
@@ -120,5 +122,6 @@ def test_disabled_plugins_are_not_loaded() -> None:
 
 
 def test_importing_suffuse_imports_no_torch() -> None:
-    code = "import sys, suffuse, suffuse.cli; print([m for m in ('torch', 'hydra', 'lightning', 'wandb') if m in sys.modules])"
+    heavy = ("torch", "hydra", "lightning", "wandb")
+    code = f"import sys, suffuse, suffuse.cli; print([m for m in {heavy} if m in sys.modules])"
     assert _run(code).stdout.strip() == "[]"

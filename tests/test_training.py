@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
-
 from suffuse.training.loggers import CSVLogger
 from suffuse.training.lr import Constant, Cosine
 from suffuse.training.progress import duration
@@ -22,7 +22,9 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def test_a_nan_stops_with_step_rate_and_items(local, tiny: list[str], tmp_path: Path) -> None:
     words = [w for w in tiny if not w.startswith("steps=")]
-    result = local("train", *words, "steps=40", "optimizer.lr=1e18", "trainer.clip=0", "trainer.max_skipped=2", "name=n")
+    result = local(
+        "train", *words, "steps=40", "optimizer.lr=1e18", "trainer.clip=0", "trainer.max_skipped=2", "name=n"
+    )
     assert result.returncode == 1 and "Traceback" not in result.stderr
     line = result.stderr.strip().splitlines()[-1]
     assert re.search(r"NaN or infinite at step \d+ for the 3\. time in a row \(lr .*, items \[\d+, ", line), line
@@ -35,7 +37,9 @@ def test_two_ranks_train_like_one(command, tiny: list[str], tmp_path: Path) -> N
     """Equal global batch, equal losses; noise, times and dropped conditions follow the place in the global batch."""
     words = [*tiny, "every.preview=0"]
     assert command("train", *words, "name=one").returncode == 0
-    result = command("train", *words, "data.batch_size=8", "trainer=ddp", "trainer.accelerator=cpu", "devices=2", "name=two")
+    result = command(
+        "train", *words, "data.batch_size=8", "trainer=ddp", "trainer.accelerator=cpu", "devices=2", "name=two"
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("draw more") == 1
     one, two = rows(tmp_path / "outputs/image/one"), rows(tmp_path / "outputs/image/two")
@@ -47,7 +51,9 @@ def test_two_ranks_train_like_one(command, tiny: list[str], tmp_path: Path) -> N
 
 def test_accumulation_equals_a_larger_batch(local, tiny: list[str], tmp_path: Path) -> None:
     """The gradient is the mean over both micro-batches; only their draws differ, so the losses are near, not equal."""
-    assert local("train", *tiny, "every.preview=0", "trainer.accumulate=2", "data.batch_size=8", "name=x").returncode == 0
+    assert (
+        local("train", *tiny, "every.preview=0", "trainer.accumulate=2", "data.batch_size=8", "name=x").returncode == 0
+    )
     found = rows(tmp_path / "outputs/image/x")
     assert [row["step"] for row in found] == ["1", "2", "3", "4", "5", "6"]
 
@@ -71,7 +77,14 @@ def test_other_networks_objectives_and_schedules_train(local, tiny: list[str]) -
     for number, choice in enumerate(
         [
             ["model=dit", "model.width=32", "model.depth=1", "objective=flow", "schedule=flow", "grid=trailing"],
-            ["objective=v", "schedule=cosine", "sampler=ancestral", "model.width=16", "ema=power", "lr_schedule=constant"],
+            [
+                "objective=v",
+                "schedule=cosine",
+                "sampler=ancestral",
+                "model.width=16",
+                "ema=power",
+                "lr_schedule=constant",
+            ],
             ["objective=min_snr", "schedule=linear", "sampler=deis2", "model.width=16", "trainer.precision=bf16-mixed"],
         ]
     ):
@@ -139,3 +152,33 @@ def test_the_csv_is_cut_back_to_a_checkpoint(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.csv").read_text().splitlines() == [
         "step,loss,val/loss", "1,0.333333333,", "2,0.666666667,", "3,9,",
     ]  # fmt: skip
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_saved(local, tiny: list[str], tmp_path: Path, monkeypatch) -> None:
+    calls = []
+
+    def full_later(_: int) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_later)
+    result = local("train", *tiny, "name=full")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "train: no space left on the disk" in result.stderr and "ckpt=auto" in result.stderr
+    folder = tmp_path / "outputs/image/full/checkpoints"
+    assert sorted(p.name for p in folder.iterdir()) == ["last.ckpt", "step-000002.ckpt"]
+    assert torch.load(folder / "last.ckpt", weights_only=True)["suffuse"]["step"] == 2
+
+
+def test_out_of_memory_says_what_to_lower(local, tiny: list[str], trained: Path, monkeypatch) -> None:
+    def greedy(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 TiB")
+
+    monkeypatch.setattr("suffuse.model.Model.draw", greedy)
+    result = local("sample", f"ckpt={trained}", "num=2", "trainer=cpu")
+    assert result.returncode == 1 and "sample: out of memory: lower batch_size (now 64)" in result.stderr
+    monkeypatch.setattr("suffuse.training.module.TrainingModule.training_step", greedy)
+    result = local("train", *tiny, "name=oom")
+    assert result.returncode == 1 and "train: out of memory: lower data.batch_size (now 16)" in result.stderr
+    assert "Traceback" not in result.stderr

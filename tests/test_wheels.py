@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,11 @@ pytestmark = pytest.mark.skipif(shutil.which("uv") is None, reason="needs uv to 
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     out = tmp_path_factory.mktemp("wheels")
     done = subprocess.run(
-        ["uv", "build", "--wheel", "--all-packages", "--out-dir", str(out)], cwd=ROOT, capture_output=True, text=True, check=False
+        ["uv", "build", "--wheel", "--all-packages", "--out-dir", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return sorted(out.glob("*.whl"))
@@ -42,7 +45,18 @@ def test_train_and_sample_from_anywhere(wheels: list[Path], tmp_path: Path, tiny
     """The dependencies come from this environment, the two packages from their wheels alone."""
     site = tmp_path / "site"
     subprocess.run(
-        ["uv", "pip", "install", "--quiet", "--no-deps", "--python", sys.executable, "--target", str(site), *map(str, wheels)],
+        [
+            "uv",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--python",
+            sys.executable,
+            "--target",
+            str(site),
+            *map(str, wheels),
+        ],
         check=True,
     )
     elsewhere = tmp_path / "elsewhere"
@@ -64,4 +78,5 @@ def test_train_and_sample_from_anywhere(wheels: list[Path], tmp_path: Path, tiny
     assert trained.returncode == 0, trained.stderr
     drawn = run("sample", "ckpt=outputs/image/w", "num=2", "out=drawn", "trainer=cpu")
     assert drawn.returncode == 0, drawn.stderr
-    assert sorted(os.listdir(elsewhere / "drawn")) == ["00000.png", "00001.png", "manifest.jsonl", "overview.png"]
+    names = sorted(path.name for path in (elsewhere / "drawn").iterdir())
+    assert names == ["00000.png", "00001.png", "manifest.jsonl", "overview.png"]

@@ -94,7 +94,7 @@ def compose_sample(words: Sequence[str], saved: Mapping[str, Any]) -> DictConfig
         parent, _, leaf = key.rpartition(".")
         node = OmegaConf.select(cfg, parent)
         if not isinstance(node, DictConfig) or (leaf not in node and not override.is_add()):
-            names = [f"{parent}.{name}" for name in node] if isinstance(node, DictConfig) else []
+            names = [f"{parent}.{name!s}" for name in node] if isinstance(node, DictConfig) else []
             raise ConfigError(f"unknown key {key!r}{suggest(key, names, listing='keys')}")
         OmegaConf.update(cfg, key, override.value())
     check_limits(_plain(cfg))
@@ -129,5 +129,3 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
-
-

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+
 from suffuse.errors import ConfigError, SuffuseError, suggest
 
 __all__ = ["build"]

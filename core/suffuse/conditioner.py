@@ -68,7 +68,7 @@ class Conditioner(nn.Module):
 
     def null(self, batch: int, device: torch.device | str) -> dict[str, Tensor]:
         """Return the embedded absent condition of `batch` rows."""
-        return self(self.nothing(batch, device))
+        return self.forward(self.nothing(batch, device))
 
     def nothing(self, batch: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """Return the raw absent condition of `batch` rows."""

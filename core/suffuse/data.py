@@ -76,6 +76,26 @@ class PositionStream(Sampler[list[Any]]):
         return (epoch, index) if self.epochs else index
 
 
+class _Whole(Dataset[Any]):
+    """Lets a loader ask a data set for whole batches."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.dataset[key]
+
+    def __getitems__(self, keys: list[Any]) -> Any:
+        return self.dataset.batch(keys)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
 def spaced(length: int, limit: int | None = None) -> list[int]:
     """Return at most `limit` indices of `length` items, evenly spaced: sets are often sorted by class."""
     count = length if limit is None else min(limit, length)
@@ -87,7 +107,8 @@ class Data:
 
     A subclass fills `train`, `val` and `spec` in `setup`. An item is a mapping ``{"x": Tensor, "cond": {name: int |
     float}, "index": int}``; a data set with the attribute ``epochs = True`` is indexed with ``(epoch, index)`` so that
-    its augmentation can be a pure function of the two.
+    its augmentation can be a pure function of the two. One with a method ``batch(keys)`` is asked for whole batches,
+    which spares tables in memory the cost of one item at a time.
 
     Arguments:
         batch_size: Items per device and micro-batch.
@@ -135,6 +156,8 @@ class Data:
         how: dict[str, Any] = {"batch_size": self.batch_size} if batches is None else {"batch_sampler": batches}
         if self.workers and batches is not None:
             how |= {"persistent_workers": True, "prefetch_factor": 4}
+        if getattr(dataset, "batch", None) is not None:
+            dataset, how["collate_fn"] = _Whole(dataset), _as_it_is
         return DataLoader(
             dataset, num_workers=self.workers if batches is not None else 0, pin_memory=torch.cuda.is_available(), **how
         )

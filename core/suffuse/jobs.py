@@ -14,18 +14,17 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from suffuse import checkpoint as files
 from suffuse.build import build
-from suffuse.cli import find_checkpoint
 from suffuse.data import Data
 from suffuse.errors import ConfigError, SuffuseError
 from suffuse.model import Facts, Model, Recipe
 from suffuse.overrides import check_limits
 from suffuse.plugins import registry
+from suffuse.rundir import next_samples, resume_path, run_dir, write_text
 from suffuse.sampling import Sampling, write_samples
 from suffuse.training.callbacks import Checkpoints, Monitor, Previews, Stop, Validation
 from suffuse.training.io import AtomicIO
@@ -44,11 +43,11 @@ def train(cfg: DictConfig) -> float | None:
     _quiet()
     plain = _resolve(cfg)
     check_limits(plain)
-    run_dir = _run_dir(cfg)
-    resume = _resume_path(plain, run_dir)
+    folder = run_dir(cfg)
+    resume = resume_path(plain, folder)
     plain["ckpt"] = None  # how a run was continued is no part of what it is
     with _readable_failures(plain):
-        run = _Training(plain, run_dir)
+        run = _Training(plain, folder)
         loss = run.fit(resume)
         run.finish()
     return loss
@@ -70,7 +69,7 @@ class _Training:
         facts = Facts.measure(self.data, self.codec)
         self.model = Model(cfg, facts)
         self.recipe = Recipe.build(cfg)
-        self.record = {
+        self.record: dict[str, Any] = {
             "format": 1,
             "version": _version(),
             "plugin": _plugin(cfg["modality"]["name"]),
@@ -89,7 +88,7 @@ class _Training:
             f"data {len(self.data.train):,} items, {held_out:,} held out, shape {facts.shape}, "  # type: ignore[arg-type]
             f"standard deviation {facts.sigma_data}" + (f", {', '.join(conditions)}" if conditions else "")
         )
-        wants = self.cfg["conditioner"].get("_target_", "")
+        wants = str(self.cfg["conditioner"].get("_target_", ""))
         if self.model.conditioner.width == 0 and not wants.endswith("NoConditioner"):
             say("note: the data has no conditions, so the model is unconditional")
         say(f"model {weights / 1e6:.2f} M weights, {self.cfg['steps']:,} steps of {self._batch():,} samples")
@@ -101,7 +100,7 @@ class _Training:
         """Train to the last step; ends the process after a signal."""
         cfg, how, every = self.cfg, self.cfg["trainer"], self.cfg["every"]
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        _write_text(self.run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg)))
+        write_text(self.run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg)))
         module = TrainingModule(
             model=self.model, codec=self.codec, data=self.data,
             optimizer=build(cfg["optimizer"], "optimizer"), lr=build(cfg["lr_schedule"], "lr_schedule"),
@@ -172,7 +171,7 @@ class _Training:
             logger.log_metrics({f"final/{k}": v for k, v in figures.items() if k != "step"}, self.trainer.global_step)
             logger.finalize("success")
         timing = {"train_seconds": round(self.seconds, 1)}
-        _write_text(self.run_dir / "metrics.json", json.dumps(figures | {"timing": timing}, indent=2) + "\n")
+        write_text(self.run_dir / "metrics.json", json.dumps(figures | {"timing": timing}, indent=2) + "\n")
         self._summary(figures, folder)
 
     def _summary(self, figures: Mapping[str, Any], folder: Path) -> None:
@@ -203,7 +202,7 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     raw = model.conditioner.parse(plain["condition"], plain["num"])
     sampling = Sampling(model, build(trained["codec"], "codec"), Recipe.build(plain), seed=plain["seed"])
     preview = build(trained["preview"], "preview")
-    out = _out(plain["out"], path)
+    out = next_samples(plain["out"], path)
     rows = sampling.rows(torch.arange(plain["num"]), raw, plain, path, plain["weights"])
     sampling.check_free(out, rows)
     with _readable_failures(plain):
@@ -234,45 +233,6 @@ def _resolve(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items() if key != "hydra"}
 
 
-def _run_dir(cfg: DictConfig) -> Path:
-    from hydra.core.hydra_config import HydraConfig
-
-    if not HydraConfig.initialized():  # called from Python, not from the console script
-        return Path("outputs") / cfg.modality.name / str(cfg.name)
-    found = Path(HydraConfig.get().runtime.output_dir)
-    with contextlib.suppress(ValueError):
-        found = found.relative_to(Path.cwd())
-    return found
-
-
-def _resume_path(cfg: Mapping[str, Any], run_dir: Path) -> Path | None:
-    """Return what to continue from, and refuse to overwrite a run.
-
-    Raises:
-        ConfigError: When the run directory holds a run and ``ckpt`` does not say to continue it.
-    """
-    last = run_dir / "checkpoints" / "last.ckpt"
-    if cfg["ckpt"] is None:
-        if last.is_file() and rank_zero_only.rank == 0:
-            raise ConfigError(f"name={run_dir.name}: {run_dir} already holds a run; add ckpt=auto to continue it")
-        return None
-    if cfg["ckpt"] == "auto":
-        return last if last.is_file() else None
-    return find_checkpoint(str(cfg["ckpt"]))
-
-
-def _out(out: str | None, checkpoint: Path) -> Path:
-    """Return where samples go: what was asked, or the next free number in the run's ``samples/``."""
-    if out is not None:
-        return Path(out).expanduser()
-    in_run = checkpoint.parent.name == "checkpoints"
-    base = checkpoint.parents[1] / "samples" if in_run else Path("samples")
-    number = 1
-    while (base / f"{number:03d}").exists():
-        number += 1
-    return base / f"{number:03d}"
-
-
 def _plugin(modality: str) -> dict[str, str]:
     provider = registry().providers.get(modality)
     return {"modality": modality, "dist": provider.dist if provider else "unknown"}
@@ -282,14 +242,6 @@ def _version() -> str:
     from suffuse import __version__
 
     return __version__
-
-
-def _write_text(path: Path, text: str) -> None:
-    if rank_zero_only.rank != 0:
-        return
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 @contextlib.contextmanager
@@ -303,12 +255,12 @@ def _readable_failures(cfg: Mapping[str, Any]) -> Iterator[None]:
             isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text
         ):
             raise
-        size = cfg["batch_size"] if "batch_size" in cfg else cfg["data"].get("batch_size")
-        key = "batch_size" if "batch_size" in cfg else "data.batch_size"
-        raise SuffuseError(
-            f"out of memory: lower {key} (now {size}; trainer.accumulate keeps the effective batch when training), "
-            "choose a smaller model, or set trainer.precision=bf16-mixed"
-        ) from error
+        if "batch_size" in cfg:
+            remedy = f"lower batch_size (now {cfg['batch_size']})"
+        else:
+            size = cfg["data"].get("batch_size")
+            remedy = f"lower data.batch_size (now {size}) and raise trainer.accumulate by as much, take a smaller model"
+        raise SuffuseError(f"out of memory: {remedy}, or set trainer.precision=bf16-mixed") from error
     except OSError as error:
         import errno
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from suffuse.build import build
 from suffuse.conditioner import Conditioner
 from suffuse.data import Data, spaced
-from suffuse.denoiser import Preconditioned
+from suffuse.denoiser import Denoiser, Preconditioned
 from suffuse.errors import CheckpointError, ConfigError
 from suffuse.guidance import ClassifierFree
 from suffuse.noise import KeyedNoise
@@ -151,7 +151,7 @@ class Model(nn.Module):
         device = next(self.parameters()).device
         with torch.inference_mode():
             cond = self.conditioner({name: value.to(device) for name, value in raw.items()})
-            denoiser = self.denoiser
+            denoiser: Denoiser = self.denoiser
             if recipe.scale != 1 and self.conditioner.width:
                 null = self.conditioner.null(len(seeds), device)
                 denoiser = ClassifierFree(self.denoiser, recipe.scale, null, recipe.interval)

@@ -227,9 +227,7 @@ class Objective:
         object.__setattr__(self, "parameterization", by_field(self.parameterization))
         object.__setattr__(self, "weight", by_field(self.weight))
 
-    def levels(
-        self, noise: KeyedNoise, step: int, positions: Tensor, total: int, schedule: Schedule
-    ) -> Tensor:
+    def levels(self, noise: KeyedNoise, step: int, positions: Tensor, total: int, schedule: Schedule) -> Tensor:
         """Return the noise levels of the rows, shape (B,), float64.
 
         Arguments:

@@ -45,7 +45,7 @@ class Sampling:
     def draw(self, index: Tensor, raw: Mapping[str, Tensor], batch: int, progress: Progress | None = None) -> Any:
         """Return the samples `index` in order, drawn `batch` at a time in this process."""
         began, done, parts = time.perf_counter(), 0, []
-        for chunk in index.split(batch):
+        for chunk in torch.split(index, batch):
             parts.append(_cpu(self.batch(chunk, raw)))
             done += len(chunk)
             if progress is not None:
@@ -62,13 +62,15 @@ class Sampling:
             out: Ranks hand their samples over through hidden files in this directory.
         """
         count = len(next(iter(raw.values())))
-        chunks = list(torch.arange(count).split(batch))
+        chunks = list(torch.split(torch.arange(count), batch))
         loader = DataLoader(_Chunks(chunks), batch_size=None)
-        worker = _Worker(self, raw, len(chunks))
-        out.mkdir(parents=True, exist_ok=True)
+        worker = _Worker(self, raw, count)
         trainer.predict(worker, loader, return_predictions=False)
         if trainer.world_size == 1:
             return _concatenate([worker.drawn[i] for i in sorted(worker.drawn)])
+        # Each rank may have found another free directory; the first one's counts.
+        out = Path(trainer.strategy.broadcast(str(out)))
+        out.mkdir(parents=True, exist_ok=True)
         shards = [out / f".rank-{rank}.pt" for rank in range(trainer.world_size)]
         torch.save(worker.drawn, shards[trainer.global_rank])
         trainer.strategy.barrier("samples")
@@ -130,15 +132,15 @@ class _Chunks(torch.utils.data.Dataset[Tensor]):
 class _Worker(LightningModule):
     """Draws every world-th chunk."""
 
-    def __init__(self, sampling: Sampling, raw: Mapping[str, Tensor], chunks: int) -> None:
+    def __init__(self, sampling: Sampling, raw: Mapping[str, Tensor], count: int) -> None:
         super().__init__()
         self.model = sampling.model
-        self._sampling, self._raw, self._chunks = sampling, raw, chunks
+        self._sampling, self._raw, self._count = sampling, raw, count
         self.drawn: dict[int, Any] = {}
 
     def on_predict_start(self) -> None:
         """Start the progress line."""
-        self._progress = Progress(sum(len(c) for c in self.trainer.predict_dataloaders.dataset.chunks), word="sample")
+        self._progress = Progress(self._count, word="sample")
         self._began, self._done = time.perf_counter(), 0
 
     def predict_step(self, index: Tensor, batch_idx: int) -> None:

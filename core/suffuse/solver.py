@@ -129,7 +129,8 @@ def interpolated(
         step = first_order(t, s, eta)
         return Step(a=step.a, b=step.b, c=step.c, p=store[0], q=store[1])
     h = s.lam - t.lam
-    offsets, slots = ([0.0, h], [None, 0]) if ahead else ([h], [None])
+    offsets = [0.0, h] if ahead else [h]
+    slots: list[int | None] = [None, 0] if ahead else [None]
     for j, node in enumerate(past):
         offset = s.lam - node.lam
         if math.isfinite(offset) and all(abs(offset - other) > 1e-12 * max(1.0, h) for other in offsets):

@@ -54,7 +54,8 @@ class _Block(nn.Module):
         """Return the tokens, (B, N, width); `embedded` is (B, 1, width) or (B, N, width)."""
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(embedded).chunk(6, -1)
         x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, (cos, sin))
-        return x + gate2 * self.feed(self.norm2(x) * (1 + scale2) + shift2)
+        out: Tensor = x + gate2 * self.feed(self.norm2(x) * (1 + scale2) + shift2)
+        return out
 
 
 class DiT(nn.Module):
@@ -126,7 +127,9 @@ class DiT(nn.Module):
     def _grid(self, x: Tensor) -> tuple[int, ...]:
         sizes = tuple(x.shape[2:])
         if x.shape[1] != self.channels or len(sizes) != self.axes:
-            raise ConfigError(f"model: made for {self.channels} channels and {self.axes} axes, not {tuple(x.shape[1:])}")
+            raise ConfigError(
+                f"model: made for {self.channels} channels and {self.axes} axes, not {tuple(x.shape[1:])}"
+            )
         if any(size % p for size, p in zip(sizes, self.patch, strict=True)):
             raise ConfigError(f"model: size {sizes} is not divisible by the patch {self.patch}")
         return tuple(size // p for size, p in zip(sizes, self.patch, strict=True))

@@ -36,7 +36,9 @@ def spatial(shape: tuple[int, ...]) -> int:
     """
     count = len(shape) - 1
     if count not in (1, 2, 3):
-        raise ConfigError(f"model: a state of shape {tuple(shape)} has {count} spatial axes; this network takes 1, 2 or 3")
+        raise ConfigError(
+            f"model: a state of shape {tuple(shape)} has {count} spatial axes; this network takes 1, 2 or 3"
+        )
     return count
 
 

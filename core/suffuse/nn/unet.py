@@ -49,9 +49,7 @@ def _factors(factor: Factor, axes: int, name: str) -> tuple[int, ...]:
 class _Block(nn.Module):
     """Residual block, optionally followed by attention."""
 
-    def __init__(
-        self, axes: int, inputs: int, outputs: int, embed: int, dropout: float, head_dim: int | None
-    ) -> None:
+    def __init__(self, axes: int, inputs: int, outputs: int, embed: int, dropout: float, head_dim: int | None) -> None:
         super().__init__()
         self.norm1, self.conv1 = _norm(inputs), _conv(axes, inputs, outputs)
         self.modulate = nn.Linear(embed, 2 * outputs)
@@ -202,7 +200,9 @@ class UNet(nn.Module):
     def _check(self, x: Tensor, noise: Tensor) -> None:
         sizes = tuple(x.shape[2:])
         if x.shape[1] != self.channels or len(sizes) != self.axes:
-            raise ConfigError(f"model: made for {self.channels} channels and {self.axes} axes, not {tuple(x.shape[1:])}")
+            raise ConfigError(
+                f"model: made for {self.channels} channels and {self.axes} axes, not {tuple(x.shape[1:])}"
+            )
         if any(size % factor for size, factor in zip(sizes, self.factor, strict=True)):
             raise ConfigError(f"model: size {sizes} is not divisible by the network's factor {self.factor}")
         if noise.ndim == 2 and (self.factor[0] != 1 or noise.shape[1] != sizes[0]):

@@ -122,7 +122,7 @@ class Monitor(StepCallback):
 
 def _memory_mb() -> float:
     """Return the peak memory of this process, on the GPU where there is one."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -15,7 +15,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from suffuse.errors import ConfigError
-from suffuse.training.progress import say
+from suffuse.training.progress import is_first_rank, say
 
 __all__ = ["CSVLogger", "wandb_logger"]
 
@@ -48,7 +48,7 @@ class CSVLogger(Logger):
 
     def resume(self, step: int) -> None:
         """Read the rows up to `step` back and drop those that a killed run wrote after its checkpoint."""
-        if rank_zero_only.rank != 0 or not self.path.is_file():
+        if not is_first_rank() or not self.path.is_file():
             return
         with self.path.open(newline="") as file:
             reader = csv.DictReader(file)
@@ -111,7 +111,7 @@ def wandb_logger(
         mode = os.environ.get("WANDB_MODE") or _reachable_mode()
     path = Path(run_dir)
     name = path / "wandb_id"
-    if not name.is_file() and rank_zero_only.rank == 0:
+    if not name.is_file() and is_first_rank():
         path.mkdir(parents=True, exist_ok=True)
         name.write_text(secrets.token_hex(4))
     logger = WandbLogger(

@@ -90,7 +90,10 @@ class TrainingModule(LightningModule):
         torch.manual_seed(mix(self.seed, self.micro, self.global_rank, 2) % 2**63)  # dropout inside the network
         with torch.no_grad():
             x0 = self.codec.encode(batch["x"])
-        dropped = noise.uniform(torch.empty(rows, device=self.device), self.micro, DROP_STREAM) < self.model.conditioner.dropout
+        dropped = (
+            noise.uniform(torch.empty(rows, device=self.device), self.micro, DROP_STREAM)
+            < self.model.conditioner.dropout
+        )
         cond = self.model.conditioner(self.model.conditioner.drop(batch["cond"], dropped))
         objective, denoiser = self.model.objective, self.model.denoiser
         loss: Tensor = objective(denoiser, x0, cond, noise, self.micro, positions, total).total

@@ -7,7 +7,7 @@ import time
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-__all__ = ["Progress", "duration", "say"]
+__all__ = ["Progress", "duration", "is_first_rank", "say"]
 
 
 def duration(seconds: float) -> str:
@@ -15,6 +15,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is the one that writes and speaks."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 @rank_zero_only

@@ -12,6 +12,7 @@ import pytest
 import torch
 from suffuse.errors import ConfigError, DataError
 from suffuse_image.data import CIFAR10, MNIST, Digits, FashionMNIST, HuggingFace, idx
+from suffuse_image.data.pictures import Pictures
 
 
 def write(path: Path, array: np.ndarray, pack: bool) -> None:
@@ -167,3 +168,12 @@ def test_hugging_face_imagefolder(colours: Path) -> None:
     data = HuggingFace(str(colours), size=[6, 8])
     data.setup()
     assert data.spec.labels == ("blue", "red") and len(data.train) + len(data.val) == 40
+
+
+def test_a_whole_batch_is_the_collated_items() -> None:
+    pixels = torch.arange(5 * 3 * 2 * 4, dtype=torch.uint8).reshape(5, 3, 2, 4)
+    data = Pictures(pixels, torch.tensor([0, 1, 0, -1, 1]), flip=True, seed=3)
+    for keys in ([(0, 4), (7, 1), (2, 2), (1, 0)], [3, 0]):
+        whole, single = data.batch(keys), torch.utils.data.default_collate([data[key] for key in keys])
+        assert torch.equal(whole["x"], single["x"]) and torch.equal(whole["index"], single["index"])
+        assert torch.equal(whole["cond"]["label"], single["cond"]["label"])

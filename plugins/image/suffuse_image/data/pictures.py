@@ -57,6 +57,16 @@ class Pictures(Dataset[dict[str, Any]]):
         cond = {} if self.labels is None else {"label": int(self.labels[index])}
         return {"x": x, "cond": cond, "index": index}
 
+    def batch(self, keys: Sequence[int] | Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """Return the items `keys` as one batch, at the cost of a single look-up."""
+        pairs = [(None, key) if isinstance(key, int) else key for key in keys]
+        index = torch.tensor([i for _, i in pairs])
+        x = self.pixels[index].float() / self.levels
+        mirrored = [e is not None and self.epochs and flipped(self.seed, e, i) for e, i in pairs]
+        if any(mirrored):
+            x = torch.where(torch.tensor(mirrored)[:, None, None, None], x.flip(-1), x)
+        return {"x": x, "cond": {} if self.labels is None else {"label": self.labels[index]}, "index": index}
+
     def _fetch(self, index: int) -> tuple[torch.Tensor, int]:
         """Return the uint8 pixels (C, H, W) of an item, and the index of the item they belong to."""
         return self.pixels[index], index

@@ -149,6 +149,7 @@ class Streamed(Pictures):
         self, reader: Reader, sources: Sources, good: Sequence[int], names: Sequence[str],
         labels: torch.Tensor | None = None, captions: Sequence[str] = (), *, flip: bool = False, seed: int = 0,
     ) -> None:  # fmt: skip
+        self.batch = None  # type: ignore[assignment]  # one picture at a time, on its own process
         super().__init__(torch.empty(0, *reader.decoder.shape), labels, captions, flip=flip, seed=seed)
         self.reader, self.sources, self.good, self.names = reader, sources, list(good), list(names)
         self.bad: dict[int, PictureError] = {}

@@ -1,0 +1,108 @@
+"""Every check that needs a GPU, in parts of at most nine minutes; each part writes one small JSON.
+
+    python benchmarks/gpu_suite.py --list
+    python benchmarks/gpu_suite.py PART [PART ...] [--out benchmarks/results]
+
+Parts: `tests` (the suite's gpu marks), `sampler` (overhead per step beside diffusers and azula where installed),
+`training` (samples/s and memory of the digit and DiT models in float32 and bf16, compiled and not).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def tests() -> dict[str, Any]:
+    """Run the tests marked gpu."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests")],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    return {"exit": done.returncode, "summary": done.stdout.strip().splitlines()[-1:]}
+
+
+def sampler() -> dict[str, Any]:
+    """Measure the sampler's overhead on the GPU."""
+    script = ROOT / "benchmarks" / "sampler_overhead.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--json", "--device", "cuda"], capture_output=True, text=True, check=False
+    )
+    return dict(json.loads(done.stdout)) if done.returncode == 0 else {"error": done.stderr[-2000:]}
+
+
+CASES = {
+    "unet float32": ["model=unet_small"],
+    "unet bf16": ["model=unet_small", "trainer.precision=bf16-mixed"],
+    "unet bf16 compiled": ["model=unet_small", "trainer.precision=bf16-mixed", "trainer.compile=true"],
+    "dit_s bf16": ["model=dit_s", "objective=flow", "schedule=flow", "trainer.precision=bf16-mixed"],
+}
+
+
+def training() -> dict[str, Any]:
+    """Train each case for some steps and read its own throughput log."""
+    import csv
+
+    rows = {}
+    for name, words in CASES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            base = ["modality=image", "trainer=gpu", "trainer.precision=32-true", "steps=300", "every.log=50", "name=g"]
+            quiet = ["every.validate=0", "every.preview=0", "every.checkpoint=0", "metrics=none", "num=4"]
+            began = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, "-m", "suffuse", "train", *base, *quiet, "data.batch_size=512", *words],
+                cwd=folder, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            if done.returncode:
+                rows[name] = {"error": done.stderr[-2000:]}
+                continue
+            with (Path(folder) / "outputs/image/g/metrics.csv").open() as file:
+                last = list(csv.DictReader(file))[-1]
+            rows[name] = {key: float(value) for key, value in last.items() if key.startswith("perf/")}
+            rows[name]["seconds"] = time.perf_counter() - began
+    return rows
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {"tests": tests, "sampler": sampler, "training": training}
+
+
+def main() -> None:
+    """Run the named parts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    args = parser.parse_args()
+    if args.list or not args.parts:
+        print("\n".join(f"{name:<10} {part.__doc__}" for name, part in PARTS.items()))
+        return
+    import torch
+
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    for name in args.parts:
+        record = {
+            "what": PARTS[name].__doc__,
+            "command": f"python benchmarks/gpu_suite.py {name}",
+            "commit": commit.stdout.strip(),
+            "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+            "torch": torch.__version__,
+            "numbers": PARTS[name](),
+        }
+        args.out.mkdir(parents=True, exist_ok=True)
+        path = args.out / f"{name}.json"
+        path.write_text(json.dumps(record, indent=2) + "\n")
+        print(f"{path}: {json.dumps(record['numbers'])[:400]}")
+
+
+if __name__ == "__main__":
+    main()
