@@ -44,7 +44,7 @@ def sampler() -> dict[str, Any]:
 CASES = {
     "unet float32": ["model=unet_small"],
     "unet bf16": ["model=unet_small", "trainer.precision=bf16-mixed"],
-    "unet bf16 compiled": ["model=unet_small", "trainer.precision=bf16-mixed", "trainer.compile=true"],
+    "unet bf16 compiled": ["model=unet_small", "trainer.precision=bf16-mixed", "compile=true"],
     "dit_s bf16": ["model=dit_s", "objective=flow", "schedule=flow", "trainer.precision=bf16-mixed"],
 }
 

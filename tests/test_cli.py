@@ -149,7 +149,12 @@ def test_samples_depend_on_seed_and_condition_alone(local, trained: Path, tmp_pa
     rows = [json.loads(line) for line in (tmp_path / "all" / "manifest.jsonl").read_text().splitlines()]
     assert [row["seed"] for row in rows] == [0, 1, 2, 3, 4]
     assert [row["condition"] for row in rows] == [{"label": v} for v in (1, 2, 1, 2, 1)]
-    assert rows[3]["file"] == "00003.png" and rows[3]["steps"] == 4 and rows[3]["checkpoint"].endswith("last.ckpt")
+    assert (
+        rows[3]["file"] == "00003.png"
+        and rows[3]["steps"] == 4
+        and rows[3]["sampler"] == "dpmpp"
+        and rows[3]["checkpoint"].endswith("last.ckpt")
+    )
     assert digests(tmp_path / "all")["00003.png"] == digests(tmp_path / "one")["00000.png"]
 
 
@@ -166,10 +171,10 @@ def test_two_ranks_write_the_same_files(command, trained: Path, tmp_path: Path) 
 
 
 def test_guidance_sampler_and_weights_change_the_samples(local, trained: Path, tmp_path: Path) -> None:
-    base = ["sample", f"ckpt={trained}", "num=2", "sampler.steps=3", "trainer=cpu"]
+    base = ["sample", f"ckpt={trained}", "num=2", "sampler.steps=8", "trainer=cpu"]
     for name, words in {
         "plain": ["guidance=1"],
-        "guided": ["guidance=6"],
+        "guided": ["guidance=40"],
         "heun": ["sampler=heun"],
         "raw": ["weights=raw"],
     }.items():

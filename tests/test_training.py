@@ -95,7 +95,7 @@ def test_other_networks_objectives_and_schedules_train(local, tiny: list[str]) -
 @pytest.mark.slow
 def test_compile_changes_no_key(local, tiny: list[str], tmp_path: Path) -> None:
     words = [*tiny, "steps=2", "every.preview=0", "every.validate=0"]
-    assert local("train", *words, "trainer.compile=true", "name=c").returncode == 0
+    assert local("train", *words, "compile=true", "name=c").returncode == 0
     saved = torch.load(tmp_path / "outputs/image/c/checkpoints/last.ckpt", weights_only=True)
     assert not any("_orig_mod" in key for key in saved["state_dict"])
 

@@ -68,12 +68,15 @@ def compose_train(words: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def compose_sample(words: Sequence[str], saved: Mapping[str, Any]) -> DictConfig:
+def compose_sample(
+    words: Sequence[str], saved: Mapping[str, Any], choices: Mapping[str, str] | None = None
+) -> DictConfig:
     """Return the config of a sampling job: what the words say, else what the checkpoint holds.
 
     Arguments:
         words: Overrides of the command line.
         saved: The config in the checkpoint.
+        choices: The options that config was composed from, by group.
 
     Raises:
         ConfigError: When a key or an option does not exist.
@@ -89,6 +92,7 @@ def compose_sample(words: Sequence[str], saved: Mapping[str, Any]) -> DictConfig
     for group in SAMPLE_GROUPS:
         if group not in cfg:
             cfg[group] = saved[group]
+    cfg.choices = dict(choices or {}) | {split(word)[1]: split(word)[2] for word in chosen}
     for override in OverridesParser.create().parse_overrides(dotted):
         key = override.key_or_group
         parent, _, leaf = key.rpartition(".")
@@ -107,7 +111,7 @@ def run_sample(words: Sequence[str], checkpoint: Path) -> None:
     from suffuse.checkpoint import read
 
     saved = read(checkpoint)
-    cfg = compose_sample(words, saved["suffuse"]["config"])
+    cfg = compose_sample(words, saved["suffuse"]["config"], saved["suffuse"]["choices"])
     if "--cfg" in words:
         print(OmegaConf.to_yaml(cfg), end="")
         return

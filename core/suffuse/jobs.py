@@ -74,6 +74,7 @@ class _Training:
             "version": _version(),
             "plugin": _plugin(cfg["modality"]["name"]),
             "config": cfg,
+            "choices": _choices(),
             "facts": facts.record(),
             "metrics": {},
         }
@@ -107,7 +108,7 @@ class _Training:
             decay=build(cfg["ema"], "ema"), steps=cfg["steps"], seed=self.seed, accumulate=how["accumulate"],
             clip=how["clip"], max_skipped=how["max_skipped"], record=self.record,
         )  # fmt: skip
-        if how["compile"]:
+        if cfg["compile"]:
             self.model.denoiser.network.compile()
         monitor = Monitor(every["log"], Progress(cfg["steps"]))
         stop = Stop()
@@ -160,7 +161,8 @@ class _Training:
             xs = sampling.draw(torch.arange(count), raw, batch=64, progress=progress)
         folder = self.run_dir / "samples" / "final"
         chosen = {name: value[: cfg["num"]] for name, value in raw.items()}
-        rows = sampling.rows(torch.arange(cfg["num"]), chosen, cfg, last, "ema")
+        how = {**_names(cfg, self.record["choices"]), "checkpoint": str(last), "weights": "ema"}
+        rows = sampling.rows(torch.arange(cfg["num"]), chosen, how)
         write_samples(folder, xs[: cfg["num"]], rows, self.preview)
         figures: dict[str, Any] = {"step": self.trainer.global_step, **self.record["metrics"]}
         if self.metrics is not None:
@@ -203,7 +205,8 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     sampling = Sampling(model, build(trained["codec"], "codec"), Recipe.build(plain), seed=plain["seed"])
     preview = build(trained["preview"], "preview")
     out = next_samples(plain["out"], path)
-    rows = sampling.rows(torch.arange(plain["num"]), raw, plain, path, plain["weights"])
+    how = {**_names(plain, plain["choices"]), "checkpoint": str(path), "weights": plain["weights"]}
+    rows = sampling.rows(torch.arange(plain["num"]), raw, how)
     sampling.check_free(out, rows)
     with _readable_failures(plain):
         trainer = _trainer(plain, callbacks=[], logger=False, default_root_dir=str(out))
@@ -236,6 +239,21 @@ def _resolve(cfg: DictConfig) -> dict[str, Any]:
 def _plugin(modality: str) -> dict[str, str]:
     provider = registry().providers.get(modality)
     return {"modality": modality, "dist": provider.dist if provider else "unknown"}
+
+
+def _choices() -> dict[str, str]:
+    """Return the option chosen in each config group, where Hydra composed the job."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return {}
+    chosen = HydraConfig.get().runtime.choices
+    return {str(group): str(option) for group, option in chosen.items() if not str(group).startswith("hydra")}
+
+
+def _names(cfg: Mapping[str, Any], choices: Mapping[str, str]) -> dict[str, str]:
+    """Return what the manifest calls the sampler and the grid: the option's name, or the class without one."""
+    return {key: choices.get(key) or cfg[key]["_target_"].rpartition(".")[2] for key in ("sampler", "grid")}
 
 
 def _version() -> str:

@@ -82,21 +82,12 @@ class Sampling:
             shard.unlink()
         return _concatenate([drawn[i] for i in sorted(drawn)])
 
-    def rows(
-        self, index: Tensor, raw: Mapping[str, Tensor], cfg: Mapping[str, Any], checkpoint: Path, weights: str
-    ) -> list[dict[str, Any]]:
-        """Return what the manifest says of each sample."""
+    def rows(self, index: Tensor, raw: Mapping[str, Tensor], how: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return what the manifest says of each sample; `how` names sampler, grid, checkpoint and weights."""
         captions = self.model.conditioner.captions(raw)
-        how = {
-            "sampler": cfg["sampler"]["_target_"].rpartition(".")[2],
-            "steps": self.recipe.sampler.steps,
-            "grid": cfg["grid"]["_target_"].rpartition(".")[2],
-            "guidance": self.recipe.scale,
-            "checkpoint": str(checkpoint),
-            "weights": weights,
-        }
+        common = {**how, "steps": self.recipe.sampler.steps, "guidance": self.recipe.scale}
         return [
-            {"index": i, "seed": self.seed + i, "condition": _condition(raw, i), "caption": captions[i], **how}
+            {"index": i, "seed": self.seed + i, "condition": _condition(raw, i), "caption": captions[i], **common}
             for i in index.tolist()
         ]
 
