@@ -41,6 +41,22 @@ def test_configs_template_and_licence_are_inside(wheels: list[Path]) -> None:
     assert not any(name.startswith(("conf/", "tests/", "core/")) for name in names)
 
 
+@pytest.mark.slow
+def test_a_clean_environment(wheels: list[Path], tmp_path: Path, tiny: list[str], environment) -> None:
+    """A new environment that gets the wheels and, from the index, what they ask for."""
+    home = tmp_path / "clean"
+    subprocess.run(["uv", "venv", "--quiet", "--python", sys.executable, str(home)], check=True)
+    install = ["uv", "pip", "install", "--quiet", "--python", str(home / "bin" / "python"), *map(str, wheels)]
+    subprocess.run(install, check=True, cwd=tmp_path)
+    env = environment()
+    for words in (["train", *tiny, "name=w"], ["sample", "ckpt=outputs/image/w", "num=2", "out=drawn"]):
+        done = subprocess.run(
+            [str(home / "bin" / words[0]), *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False, env=env
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "drawn" / "00001.png").is_file()
+
+
 def test_train_and_sample_from_anywhere(wheels: list[Path], tmp_path: Path, tiny: list[str], environment) -> None:
     """The dependencies come from this environment, the two packages from their wheels alone."""
     site = tmp_path / "site"

@@ -139,13 +139,17 @@ def _near(part: str, parent: str, node: Mapping[str, Any]) -> str:
 
 
 def _keys(roots: Sequence[Path], pattern: str) -> dict[str, Any]:
-    """Return the union of the trees in every file that matches."""
+    """Return the union of the trees in every file that matches; of global ones, the part at the pattern's group."""
     import yaml
 
+    group = pattern.partition("/")[0]
     merged: dict[str, Any] = {}
     for root in roots:
         for path in sorted(root.glob(pattern)):
-            _merge(merged, yaml.safe_load(path.read_text()) or {})
+            text = path.read_text()
+            tree = yaml.safe_load(text) or {}
+            whole = group == "modality" or "@package _global_" not in text.partition("\n")[0]
+            _merge(merged, tree if whole else tree.get(group) or {})
     return {key: value for key, value in merged.items() if key not in ("defaults", "hydra")}
 
 

@@ -10,7 +10,7 @@ import copy
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +45,10 @@ class ModalityContract:
         """
         return []
 
-    @pytest.fixture(scope="class")
-    def cfg(self) -> Iterator[dict[str, Any]]:
+    @pytest.fixture
+    def cfg(self) -> dict[str, Any]:
         """The composed config of ``train modality=<modality>`` as plain values."""
-        yield self.compose()
+        return copy.deepcopy(self._once("cfg", self.compose))
 
     def compose(self, *overrides: str) -> dict[str, Any]:
         """Return the config with further overrides as plain values."""
@@ -61,10 +61,21 @@ class ModalityContract:
         assert isinstance(plain, dict)
         return {str(key): value for key, value in plain.items()}
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def data(self, cfg: dict[str, Any]) -> Data:
-        """The data of the default config, set up."""
-        return self.make_data(cfg)
+        """The data of the default config, set up; one for all checks of a class."""
+        found: Data = self._once("data", lambda: self.make_data(cfg))
+        return found
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what `make` returned the first time it was called for this class."""
+        made = type(self).__dict__.get("_made")
+        if made is None:
+            made = {}
+            type(self)._made = made  # type: ignore[attr-defined]
+        if name not in made:
+            made[name] = make()
+        return made[name]
 
     def make_data(self, cfg: Mapping[str, Any], **options: Any) -> Data:
         """Build and set up the data of a config."""
