@@ -33,6 +33,20 @@ def test_a_nan_stops_with_step_rate_and_items(local, tiny: list[str], tmp_path: 
         assert torch.load(last, weights_only=True)["suffuse"]["step"] < 40
 
 
+def test_continuing_a_finished_run_changes_nothing(local, tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "outputs/image/f"
+    assert local("train", *tiny, "name=f").returncode == 0
+
+    def state() -> dict[str, bytes]:
+        files = [run / "metrics.csv", *sorted(run.glob("samples/final/*")), *sorted(run.glob("checkpoints/*"))]
+        return {path.name: path.read_bytes() for path in files}
+
+    before = state()
+    result = local("train", *tiny, "name=f", "ckpt=auto")
+    assert result.returncode == 0 and "at step 6" in result.stdout, result.stderr
+    assert state() == before
+
+
 def test_two_ranks_train_like_one(command, tiny: list[str], tmp_path: Path) -> None:
     """Equal global batch, equal losses; noise, times and dropped conditions follow the place in the global batch."""
     words = [*tiny, "every.preview=0"]

@@ -50,9 +50,8 @@ def test_a_clean_environment(wheels: list[Path], tmp_path: Path, tiny: list[str]
     subprocess.run(install, check=True, cwd=tmp_path)
     env = environment()
     for words in (["train", *tiny, "name=w"], ["sample", "ckpt=outputs/image/w", "num=2", "out=drawn"]):
-        done = subprocess.run(
-            [str(home / "bin" / words[0]), *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False, env=env
-        )
+        line = [str(home / "bin" / words[0]), *words[1:]]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, env=env)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "drawn" / "00001.png").is_file()
 

@@ -151,13 +151,13 @@ class _Training:
         if not self.trainer.is_global_zero:
             return
         cfg = self.cfg
-        device = self.module.device
+        device = self.trainer.strategy.root_device  # Lightning has moved the weights to the CPU
         last = self.run_dir / "checkpoints" / "last.ckpt"
         count = max(cfg["num"], cfg["metrics_num"] if self.metrics else 0)
         raw = self.model.conditioner.parse({}, count)
         sampling = Sampling(self.model.to(device), self.codec, self.recipe, seed=self.seed)
         progress = Progress(count, word="sample")
-        with self.module.averaged():
+        with self.module.averaged(), self.trainer.strategy.precision_plugin.forward_context():
             xs = sampling.draw(torch.arange(count), raw, batch=64, progress=progress)
         folder = self.run_dir / "samples" / "final"
         chosen = {name: value[: cfg["num"]] for name, value in raw.items()}

@@ -43,6 +43,12 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
+def _normalised(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """Return x normalised; the weight follows x, since under autocast a mixed call is not fused."""
+    assert norm.weight is not None  # made with a weight
+    return F.rms_norm(x, (x.shape[-1],), norm.weight.to(x.dtype), norm.eps)
+
+
 class Attention(nn.Module):
     """Self-attention over tokens (B, N, width).
 
@@ -70,7 +76,7 @@ class Attention(nn.Module):
         """Return the attended tokens, shape (B, N, width); `table` holds rotary positions."""
         rows, tokens, width = x.shape
         q, k, v = self.qkv(x).view(rows, tokens, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k = _normalised(q, self.q_norm), _normalised(k, self.k_norm)
         if table is not None:
             q, k = rotate(q, table), rotate(k, table)
         mixed = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype))

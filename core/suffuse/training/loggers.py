@@ -32,6 +32,8 @@ class CSVLogger(Logger):
         self.path = Path(run_dir) / "metrics.csv"
         self.columns: list[str] = ["step"]
         self.rows: list[dict[str, str]] = []
+        if is_first_rank() and self.path.is_file():
+            self._read()
 
     @property
     def name(self) -> str:
@@ -47,15 +49,18 @@ class CSVLogger(Logger):
         """The config has its own file."""
 
     def resume(self, step: int) -> None:
-        """Read the rows up to `step` back and drop those that a killed run wrote after its checkpoint."""
-        if not is_first_rank() or not self.path.is_file():
-            return
+        """Drop the rows that a killed run wrote after its checkpoint of `step`."""
+        if is_first_rank() and self.path.is_file():
+            self.rows = [row for row in self.rows if int(row["step"]) <= step]
+            self._rewrite()
+
+    def _read(self) -> None:
+        """Read back what an earlier process wrote; a torn last row is left out."""
         with self.path.open(newline="") as file:
             reader = csv.DictReader(file)
             rows = [row for row in reader if (row["step"] or "").isdigit() and None not in row.values()]
         self.columns = [name for name in reader.fieldnames or ["step"] if name]
-        self.rows = [row for row in rows if int(row["step"]) <= step]
-        self._rewrite()
+        self.rows = rows
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

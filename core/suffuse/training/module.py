@@ -207,6 +207,7 @@ class TrainingModule(LightningModule):
         self.grad_norm = saved["grad_norm"]
         self.loss_sum, self.loss_count = saved["loss_sum"], saved["loss_count"]
         self._ema_state = saved["ema"]
+        self.record.setdefault("metrics", {}).update(checkpoint["suffuse"]["metrics"])
 
     def take_loss(self) -> float:
         """Return the mean training loss since the last call, over all ranks."""

@@ -29,7 +29,8 @@ class Images:
 
     Arguments:
         scale: Integer factor of the sheet and of W&B images; by default the least that makes a side 64 pixels.
-        columns: Pictures per row of the sheet; by default the sheet comes out about twice as wide as it is high.
+        columns: Pictures per row of the sheet; by default one column per caption where a few captions take turns, else
+            the sheet comes out about twice as wide as it is high.
 
     Raises:
         ConfigError: When `scale` or `columns` is below 1.
@@ -57,7 +58,7 @@ class Images:
         width, height, gap = max(c.width for c in cells), max(c.height for c in cells), 4
         font = ImageFont.load_default()
         line = 14 if any(captions) else 0
-        columns = self.columns or math.ceil(math.sqrt(2 * len(cells) * (height + line) / width))
+        columns = self.columns or _turns(captions) or math.ceil(math.sqrt(2 * len(cells) * (height + line) / width))
         columns = min(columns, len(cells))
         rows = math.ceil(len(cells) / columns)
         mode = "RGBA" if cells[0].mode == "RGBA" else "RGB"
@@ -88,6 +89,13 @@ class Images:
             size = (max(1, picture.width * LARGEST // side), max(1, picture.height * LARGEST // side))
             return picture.resize(size, Image.Resampling.LANCZOS)
         return picture
+
+
+def _turns(captions: Sequence[str]) -> int | None:
+    """Return how many captions take turns, when they do and make a row of a fair length."""
+    kinds = len(set(captions))
+    cycle = all(caption == captions[i % kinds] for i, caption in enumerate(captions))
+    return kinds if cycle and 4 <= kinds <= 16 and len(captions) > kinds else None
 
 
 def _picture(x: torch.Tensor) -> Image.Image:
