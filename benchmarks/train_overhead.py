@@ -64,6 +64,7 @@ def with_suffuse(cfg: dict[str, Any], model: Model, data: Any, codec: Any, steps
         clip=how["clip"], max_skipped=5, record={},
     )  # fmt: skip
     clock = Clock(steps)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # as the job does
     trainer = Trainer(
         accelerator="cpu", devices=1, max_steps=steps, callbacks=[Monitor(50, Silent(steps)), Stop(), clock],
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
