@@ -1,7 +1,8 @@
 """What a sampler costs beyond the network: microseconds per step, against diffusers and azula in the same run.
 
-Every library draws with a denoiser that costs nothing (it returns a stored x0 prediction), on a grid of the same number
-of steps, set-up of the grid included. Rounds alternate between the libraries; the median of the rounds counts.
+Every library draws with a denoiser that costs nothing: one that returns a stored x0 prediction, and in the rows marked
+EDM an identity behind each library's own EDM preconditioning. The number of steps is the same, and the set-up of the
+grid and the starting noise count. Rounds alternate between the libraries; the median of the rounds counts.
 
     uv run --group bench python benchmarks/sampler_overhead.py [--json] [--steps 50] [--rounds 15] [--device cpu]
 """
@@ -25,6 +26,9 @@ from suffuse.schedule import EDM
 from torch import Tensor, nn
 
 SHAPE = (1, 4, 32, 32)
+REPEATS = 3
+"""Timed draws of a method per round."""
+
 Run = Callable[[], Any]
 
 
@@ -41,15 +45,19 @@ class Stored(Denoiser):
 
 
 class Echo(nn.Module):
-    """A network that returns its input."""
+    """A network that returns its input, with a weight for those who ask for its dtype."""
 
-    def forward(self, x: Tensor, noise: Tensor, cond: Any = None) -> Tensor:
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, noise: Tensor, cond: Any = None, **kwargs: Any) -> Tensor:
         """Return x."""
         return x
 
 
 def ours(steps: int, device: str) -> dict[str, Run]:
-    """Return our samplers, first with a bare denoiser, then behind EDM preconditioning."""
+    """Return our samplers."""
     process, grid = Gaussian(EDM()), Karras()
     like, noise = torch.zeros(SHAPE, device=device), KeyedNoise(torch.zeros(1, dtype=torch.int64, device=device))
     stored, network = Stored(process, like.clone()), Preconditioned(Echo(), process, EDMPrecond())
@@ -60,7 +68,7 @@ def ours(steps: int, device: str) -> dict[str, Run]:
         return lambda: sample(denoiser, process, sampler, grid(process.schedule, steps), noise, like)
 
     rows = {name: run(stored, sampler) for name, sampler in kinds.items()}
-    return rows | {f"{name}, preconditioned": run(network, sampler) for name, sampler in kinds.items()}
+    return rows | {f"{name}, EDM": run(network, sampler) for name, sampler in kinds.items()}
 
 
 def diffusers(steps: int, device: str) -> dict[str, Run]:
@@ -88,13 +96,17 @@ def diffusers(steps: int, device: str) -> dict[str, Run]:
 
         return draw
 
-    return {name: run(scheduler) for name, scheduler in made.items()}
+    return {name: run(scheduler) for name, scheduler in made.items()} | {
+        "order 1, EDM": run(d.EDMEulerScheduler()),
+        "order 2, EDM": run(d.EDMDPMSolverMultistepScheduler(solver_order=2)),
+        "order 3, EDM": run(d.EDMDPMSolverMultistepScheduler(solver_order=3)),
+    }
 
 
 def azula(steps: int, device: str) -> dict[str, Run]:
     """Return azula's samplers."""
     from azula.denoise import Denoiser as Base
-    from azula.denoise import DiracPosterior
+    from azula.denoise import DiracPosterior, KarrasDenoiser
     from azula.noise import VESchedule
     from azula.sample import EulerSampler, HeunSampler, xEABSampler
 
@@ -108,17 +120,21 @@ def azula(steps: int, device: str) -> dict[str, Run]:
         def forward(self, x_t: Tensor, t: Tensor, **kwargs: Any) -> Any:
             return DiracPosterior(mean=x0)
 
-    denoiser = Fixed()
     options = {"steps": steps, "silent": True}
-    made = {
-        "order 1": EulerSampler(denoiser, **options),
-        "order 2": xEABSampler(denoiser, order=2, **options),
-        "order 3": xEABSampler(denoiser, order=3, **options),
-        "heun": HeunSampler(denoiser, **options),
+    kinds = {
+        "order 1": (EulerSampler, {}),
+        "order 2": (xEABSampler, {"order": 2}),
+        "order 3": (xEABSampler, {"order": 3}),
     }
-    return {
-        name: (lambda sampler=sampler: sampler(torch.randn(SHAPE, device=device))) for name, sampler in made.items()
-    }
+    kinds["heun"] = (HeunSampler, {})
+
+    def run(sampler: Any) -> Run:
+        return lambda: sampler(torch.randn(SHAPE, device=device))
+
+    rows: dict[str, Run] = {}
+    for suffix, denoiser in {"": Fixed(), ", EDM": KarrasDenoiser(Echo().to(device), VESchedule())}.items():
+        rows |= {name + suffix: run(make(denoiser, **more, **options)) for name, (make, more) in kinds.items()}
+    return rows
 
 
 def main() -> None:
@@ -136,29 +152,31 @@ def main() -> None:
         library: {name: [] for name in found} for library, found in runs.items()
     }
     with torch.inference_mode():
-        for round_number in range(args.rounds + 2):  # the first two warm up
+        for _ in range(args.rounds):
             for library, found in runs.items():
                 for name, run in found.items():
+                    run()  # untimed: it fills the caches that the method before it emptied
                     began = time.perf_counter()
-                    run()
+                    for _ in range(REPEATS):
+                        run()
                     if args.device != "cpu":
                         torch.cuda.synchronize()
-                    if round_number >= 2:
-                        times[library][name].append((time.perf_counter() - began) / args.steps * 1e6)
+                    times[library][name].append((time.perf_counter() - began) / REPEATS / args.steps * 1e6)
     medians = {library: {name: statistics.median(v) for name, v in found.items()} for library, found in times.items()}
     rows = []
     for name, mine in medians["suffuse"].items():
-        peers = {library: medians[library][name.partition(",")[0]] for library in ("diffusers", "azula")}
-        rows.append({"method": name, "suffuse": mine, **peers, "ratio": mine / min(peers.values())})
+        peers = {library: medians[library].get(name) for library in ("diffusers", "azula")}
+        best = min(time for time in peers.values() if time is not None)
+        rows.append({"method": name, "suffuse": mine, **peers, "ratio": mine / best})
     if args.json:
         setting = {"shape": SHAPE, "steps": args.steps, "device": args.device, "torch": torch.__version__}
         print(json.dumps({"unit": "microseconds per step", **setting, "rows": rows}, indent=2))
         return
     print(f"microseconds per step beyond the network, {args.steps} steps, {args.device}, one thread")
-    print(f"{'method':<26} {'suffuse':>9} {'diffusers':>10} {'azula':>9} {'ours / best peer':>17}")
+    print(f"{'method':<14} {'suffuse':>9} {'diffusers':>10} {'azula':>9} {'ours / best peer':>17}")
     for row in rows:
-        figures = f"{row['suffuse']:9.1f} {row['diffusers']:10.1f} {row['azula']:9.1f} {row['ratio']:17.2f}"
-        print(f"{row['method']:<26} {figures}")
+        peer = f"{row['diffusers']:10.1f}" if row["diffusers"] is not None else f"{'none':>10}"
+        print(f"{row['method']:<14} {row['suffuse']:9.1f} {peer} {row['azula']:9.1f} {row['ratio']:17.2f}")
 
 
 if __name__ == "__main__":

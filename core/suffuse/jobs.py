@@ -219,7 +219,7 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
 def _trainer(cfg: Mapping[str, Any], **options: Any) -> Trainer:
     how = cfg["trainer"]
     # Deterministic kernels are wanted, not the filling of fresh memory with NaN that torch adds to find bugs.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         return Trainer(
             accelerator=how["accelerator"], devices=cfg["devices"] or how["devices"], num_nodes=how["num_nodes"],

@@ -30,7 +30,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -172,16 +172,15 @@ def _frozen(tree: Any) -> Any:
     return tuple((name, _frozen(sub)) for name, sub in tree.items()) if isinstance(tree, Mapping) else tree
 
 
-@dataclass(frozen=True)
-class _Carry:
+class _Carry(NamedTuple):
     x: State
     base: State
     history: Any
     x0: State | None = None
 
 
-class _History(tuple[Tensor, ...]):
-    """Stored predictions of one field, the newest first."""
+_History = tuple[Tensor, ...]
+"""Stored predictions of one field, the newest first."""
 
 
 def _scaled(x: Tensor, value: Any, process: Process) -> Tensor:
@@ -211,7 +210,7 @@ def _push(x: Tensor, d: Tensor, step: Step, process: Process, history: _History)
     new = d
     if not isinstance(step.p, float) or step.p != 0:
         new = _add(_scaled(x, step.p, process), d, step.q, process)
-    return _History((new, *history)[: step.depth])
+    return (new, *history)[: step.depth]
 
 
 @dataclass(frozen=True)
@@ -335,7 +334,7 @@ def sample(
     if x is None:
         t = plan.start
         x = map_state(lambda leaf, eps, p: p.prior(leaf, eps, _rows(t, leaf)), like, drawn(0), process)
-    carry = _Carry(x, x, map_state(lambda _: _History(), like))
+    carry = _Carry(x, x, map_state(lambda _: (), like))
     for i, row in enumerate(rows):
         carry = sampler.step(row, carry, denoiser, cond, None if row.draw is None else drawn(row.draw))
         if callback is not None and row.commit:

@@ -27,7 +27,7 @@ def map_state(function: Callable[..., Any], first: Any, *rest: Any) -> Any:
 
     What is no mapping in `rest` (one process for all fields, a number) goes to every field.
     """
-    if not isinstance(first, Mapping):
+    if isinstance(first, Tensor) or not isinstance(first, Mapping):  # the cheap question first
         return function(first, *rest)
     return {
         name: map_state(function, field, *(tree[name] if isinstance(tree, Mapping) else tree for tree in rest))
@@ -37,11 +37,11 @@ def map_state(function: Callable[..., Any], first: Any, *rest: Any) -> Any:
 
 def leaves(state: Any) -> Iterator[Any]:
     """Yield the fields of a state in their order."""
-    if isinstance(state, Mapping):
+    if isinstance(state, Tensor) or not isinstance(state, Mapping):
+        yield state
+    else:
         for field in state.values():
             yield from leaves(field)
-    else:
-        yield state
 
 
 def by_field(what: Any) -> Any:
