@@ -1,12 +1,24 @@
 r"""Solver: the coefficients of one step, exact for the polynomial they assume.
 
-With tau = lam_s - l and ell_j the Lagrange basis on the nodes used,
+The probability-flow ODE is linear in x but for one quantity q, and there are three ways to write it:
 
-    x0 basis:   b_j = alpha_s (1 + eta^2) \int_0^h e^{-(1+eta^2) tau} ell_j(lam_s - tau) dtau
-    eps basis:  b_j = -sigma_s \int_0^h e^{tau} ell_j(lam_s - tau) dtau
+    basis    what moves along        q      d(what moves) = q dm
+    x0       x / sigma               x0     m = e^lam
+    eps      x / alpha               eps    m = e^-lam = sigma / alpha
+    flow     x / (alpha + sigma)     u      m = sigma / (alpha + sigma)        u = eps - x0
+
+A step replaces q by the polynomial through some predictions and integrates that exactly. The polynomial may run in lam
+(``x0``: DPM-Solver++; ``eps``: DEIS, DPM-Solver) or in m itself (``sigma``, which is eps in sigma/alpha: Heun's and
+Adams-Bashforth's methods of EDM and k-diffusion; ``flow``: the same for the straight line). With tau = lam_s - l, ell_j
+the Lagrange basis on the nodes used and eta the scale of the reverse SDE's diffusion,
+
+    x0:    b_j = alpha_s (1 + eta^2) \int_0^h e^{-(1+eta^2) tau} ell_j(lam_s - tau) dtau
+    eps:   b_j = -sigma_s \int_0^h e^{tau} ell_j(lam_s - tau) dtau
+    sigma: b_j = alpha_s \int_{m_t}^{m_s} ell_j(m) dm,      flow: b_j = (alpha_s + sigma_s) \int_{m_t}^{m_s} ell_j(m) dm
 
 by Gauss-Legendre quadrature in float64, which has no small differences to lose digits in. "Fast Sampling of Diffusion
-Models with Exponential Integrator", Zhang and Chen 2023, eq. 15; "DPM-Solver++", Lu et al. 2022, eq. 3.7.
+Models with Exponential Integrator", Zhang and Chen 2023, eq. 15; "DPM-Solver++", Lu et al. 2022, eq. 3.7; "UniPC", Zhao
+et al. 2023, eq. 3.
 """
 
 from __future__ import annotations
@@ -14,14 +26,26 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-__all__ = ["Node", "Step", "first_order", "heun", "integrals", "interpolated"]
+from suffuse.process import Process
+
+__all__ = ["BASES", "FORMS", "Node", "Step", "Used", "first_order", "integrals", "interpolated", "transition", "usable"]
+
+BASES = ("x0", "eps", "sigma", "flow")
+FORMS = ("exact", "midpoint", "uniform")
+
+_BASHFORTH = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12)}
+"""Weights of Adams and Bashforth on evenly spaced nodes, the newest first."""
+
+History = tuple[Tensor, ...]
+"""Stored predictions of one field, the newest first."""
 
 
 class Node(NamedTuple):
@@ -32,9 +56,13 @@ class Node(NamedTuple):
     lam: float
 
 
+Used = tuple[Node, int | None]
+"""A node whose prediction a step uses, and its place in the history; None is the new prediction."""
+
+
 @dataclass(frozen=True)
 class Step:
-    """Coefficients of x' = a base + e x + b d + sum_j past_j h_j + c eps, and of what is stored, h = p x + q d.
+    """Coefficients of x' = a base + e x + b d + sum_j past_j h_j + sum_k c_k eps_k, and of what is stored: p x + q d.
 
     Each is a float, or a tensor (1, T) on a per-token grid. `depth` is how many predictions are kept.
     """
@@ -43,11 +71,42 @@ class Step:
     e: Any = 0.0
     b: Any = 0.0
     past: tuple[Any, ...] = ()
-    c: Any = 0.0
+    c: tuple[Any, ...] = ()
     p: Any = 0.0
     q: Any = 1.0
     depth: int = 0
-    push: bool = True
+
+    def advance(
+        self, base: Tensor, x: Tensor, d: Tensor, history: History, eps: Sequence[Tensor], process: Process
+    ) -> Tensor:
+        """Return x'."""
+        total = _scaled(base, self.a, process)
+        _add(total, x, self.e, process)
+        _add(total, d, self.b, process)
+        for value, stored in zip(self.past, history, strict=False):
+            _add(total, stored, value, process)
+        for value, drawn in zip(self.c, eps, strict=False):
+            _add(total, drawn, value, process)
+        return total
+
+    def remember(self, x: Tensor, d: Tensor, process: Process, history: History) -> History:
+        """Return the history with h in front."""
+        if self.depth == 0:
+            return history
+        new = d
+        if not isinstance(self.p, float) or self.p != 0:
+            new = _add(_scaled(x, self.p, process), d, self.q, process)
+        return (new, *history)[: self.depth]
+
+    def place(self, leaf: Tensor) -> Step:
+        """Return the step with its tensors on the device and in the dtype of `leaf`."""
+
+        def put(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(put, value))
+            return value.to(leaf.device, leaf.dtype) if isinstance(value, Tensor) else value
+
+        return replace(self, **{name: put(getattr(self, name)) for name in ("a", "e", "b", "past", "c", "p", "q")})
 
     @classmethod
     def stack(cls, columns: Sequence[Step]) -> Step:
@@ -56,10 +115,22 @@ class Step:
         def column(values: Sequence[float]) -> Any:
             return torch.tensor([values], dtype=torch.float64) if any(values) else 0.0
 
-        length = max(len(step.past) for step in columns)
-        past = [column([s.past[j] if j < len(s.past) else 0.0 for s in columns]) for j in range(length)]
-        plain = {name: column([getattr(s, name) for s in columns]) for name in ("a", "e", "b", "c", "p", "q")}
-        return cls(**plain, past=tuple(past), depth=columns[0].depth, push=columns[0].push)
+        def several(name: str) -> tuple[Any, ...]:
+            tuples = [getattr(step, name) for step in columns]
+            return tuple(column([t[j] if j < len(t) else 0.0 for t in tuples]) for j in range(max(map(len, tuples))))
+
+        plain = {name: column([getattr(s, name) for s in columns]) for name in ("a", "e", "b", "p", "q")}
+        return cls(**plain, past=several("past"), c=several("c"), depth=columns[0].depth)
+
+
+def _scaled(x: Tensor, value: Any, process: Process) -> Tensor:
+    return x * (value if isinstance(value, float) else process.space.expand(value.to(x.device, x.dtype), x))
+
+
+def _add(total: Tensor, x: Tensor, value: Any, process: Process) -> Tensor:
+    if isinstance(value, float):
+        return total if value == 0 else total.add_(x, alpha=value)
+    return total.add_(_scaled(x, value, process))
 
 
 @functools.cache
@@ -72,12 +143,12 @@ def integrals(h: float, rate: float, offsets: Sequence[float]) -> list[float]:
     r"""Return \int_0^h e^{-rate tau} ell_j(tau) dtau for the Lagrange basis on `offsets` (values of tau).
 
     Arguments:
-        h: Length of the interval, finite and positive.
-        rate: Rate of the exponential; negative for the eps basis.
+        h: Length of the interval, finite; negative towards more noise.
+        rate: Rate of the exponential; negative for the eps basis, 0 for a plain polynomial.
         offsets: Distinct positions of the nodes on the tau axis: h is the step's start, 0 its end.
     """
     if len(offsets) == 1:
-        return [-math.expm1(-rate * h) / rate]
+        return [-math.expm1(-rate * h) / rate if rate else h]
     points, weights = _legendre()
     tau = h * points
     kernel = h * weights * np.exp(-rate * tau)
@@ -97,76 +168,140 @@ def first_order(t: Node, s: Node, eta: float = 0.0) -> Step:
         return Step()
     if s.sigma == 0:
         return Step(a=0.0, b=s.alpha)
-    h = s.lam - t.lam
     if eta == 0:
         ratio = s.sigma / t.sigma
         return Step(a=ratio, b=s.alpha - t.alpha * ratio)
-    decay = math.exp(-(eta**2) * h)
+    h = s.lam - t.lam
     return Step(
-        a=s.sigma / t.sigma * decay,
+        a=s.sigma / t.sigma * math.exp(-(eta**2) * h),
         b=-s.alpha * math.expm1(-(1 + eta**2) * h),
-        c=s.sigma * math.sqrt(-math.expm1(-2 * eta**2 * h)),
+        c=(_spread(t, s, eta),),
     )
+
+
+def transition(s: Node, t: Node, scale: float = 1.0) -> Step:
+    """Return the step up from s to the noisier t by the forward process, its noise multiplied by `scale`."""
+    ratio = t.alpha / s.alpha
+    return Step(a=ratio, c=(scale * math.sqrt(max(t.sigma**2 - (ratio * s.sigma) ** 2, 0.0)),))
+
+
+def usable(basis: str, t: Node, s: Node, *evaluated: Node) -> bool:
+    """Return whether a basis has a step from t to s with predictions made at `evaluated` besides t.
+
+    In lam both ends must be finite; sigma/alpha ends at 0 and the straight line begins at pure noise as well. No basis
+    but x0 has a quantity to predict where there is no noise.
+    """
+    ends = {
+        "x0": math.isfinite(t.lam) and math.isfinite(s.lam),
+        "eps": math.isfinite(t.lam) and math.isfinite(s.lam),
+        "sigma": t.alpha > 0 and s.alpha > 0 and t.sigma > 0,
+        "flow": t.sigma > 0,
+    }
+    return ends[basis] and all(_known(basis, node) for node in evaluated)
 
 
 def interpolated(
-    t: Node, s: Node, past: Sequence[Node], eta: float = 0.0, basis: str = "x0", ahead: bool = False
+    t: Node,
+    s: Node,
+    used: Sequence[Used],
+    basis: str = "x0",
+    eta: float = 0.0,
+    form: str = "exact",
+    at: Node | None = None,
+    moved: bool = False,
 ) -> Step:
-    """Return the exponential multistep step from t to s.
+    """Return the step from t to s that integrates the polynomial through the predictions `used`.
 
     Arguments:
-        t: Node of the step's start.
-        s: Node of its end.
-        past: Earlier nodes, the newest first. Those without signal, and repeated ones, are left out: the order drops
-            instead of dividing by zero.
-        eta: Scale of the reverse SDE's diffusion (x0 basis).
-        basis: ``x0`` or ``eps``.
-        ahead: The new prediction was made at s, from a stage, and the one at t is the newest stored: a corrector.
+        t: Node of the base.
+        s: Node of the step's end.
+        used: Nodes of the predictions. A repeated one, and one without a place in the basis, is left out: the order
+            drops instead of dividing by zero.
+        basis: See the module.
+        eta: Scale of the reverse SDE's diffusion (basis x0).
+        form: ``exact``; ``midpoint`` corrects half a step of slope (k-diffusion's and diffusers' DPM-Solver++(2M));
+            ``uniform`` takes Adams and Bashforth's weights of evenly spaced nodes (PNDM).
+        at: Node of the new prediction; by default t.
+        moved: The state the new prediction was made from is not the base.
     """
-    finite = math.isfinite(t.lam) and math.isfinite(s.lam)
-    store = (1 / t.sigma, -t.alpha / t.sigma) if basis == "eps" and finite else (0.0, 1.0)
-    if t == s or not finite:
-        step = first_order(t, s, eta)
-        return Step(a=step.a, b=step.b, c=step.c, p=store[0], q=store[1])
-    h = s.lam - t.lam
-    offsets = [0.0, h] if ahead else [h]
-    slots: list[int | None] = [None, 0] if ahead else [None]
-    for j, node in enumerate(past):
-        offset = s.lam - node.lam
-        if math.isfinite(offset) and all(abs(offset - other) > 1e-12 * max(1.0, h) for other in offsets):
-            offsets.append(offset)
-            slots.append(j)
+    at = t if at is None else at
+    p, q = _quantity(basis, at)
+    if t == s or not usable(basis, t, s):
+        return replace(first_order(t, s, eta), p=p, q=q)
+    kept: list[Used] = []
+    for node, slot in used:
+        place = _place(basis, node)
+        if _known(basis, node) and all(abs(place - _place(basis, other)) > _apart(basis, t, s) for other, _ in kept):
+            kept.append((node, slot))
+    weights = _weights(basis, t, s, [node for node, _ in kept], eta, form)
+    past = [0.0] * (max((slot for _, slot in kept if slot is not None), default=-1) + 1)
+    new = 0.0
+    for (_, slot), weight in zip(kept, weights, strict=True):
+        if slot is None:
+            new = weight
+        else:
+            past[slot] = weight
+    a = _kept(basis, t, s, eta)
+    e, b = new * p, new * q
+    a, e = (a, e) if moved else (a + e, 0.0)
+    c = (_spread(t, s, eta),) if eta else ()
+    return Step(a=a, e=e, b=b, past=tuple(past), c=c, p=p, q=q)
+
+
+def _spread(t: Node, s: Node, eta: float) -> float:
+    """Standard deviation of the reverse SDE's noise over a step."""
+    return s.sigma * math.sqrt(-math.expm1(-2 * eta**2 * (s.lam - t.lam)))
+
+
+def _kept(basis: str, t: Node, s: Node, eta: float) -> float:
+    """Factor of the base."""
     if basis == "x0":
-        rate, factor = 1 + eta**2, s.alpha * (1 + eta**2)
-        a = s.sigma / t.sigma * math.exp(-(eta**2) * h)
-    else:
-        rate, factor = -1.0, -s.sigma
-        a = s.alpha / t.alpha
-    new, *rest = (factor * value for value in integrals(h, rate, offsets))
-    stored = [0.0] * (max((slot for slot in slots[1:] if slot is not None), default=-1) + 1)
-    for slot, value in zip(slots[1:], rest, strict=True):
-        if slot is not None:
-            stored[slot] = value
-    e, b = 0.0, new
-    if basis == "eps":  # the new eps is (x - alpha d) / sigma at the node where it was made
-        at = s if ahead else t
-        weight, b = new / at.sigma, -new * at.alpha / at.sigma
-        a, e = (a, weight) if ahead else (a + weight, 0.0)
-    c = s.sigma * math.sqrt(-math.expm1(-2 * eta**2 * h)) if eta else 0.0
-    return Step(a=a, e=e, b=b, past=tuple(stored), c=c, p=store[0], q=store[1])
+        return s.sigma / t.sigma * math.exp(-(eta**2) * (s.lam - t.lam))
+    if basis == "flow":
+        return (s.alpha + s.sigma) / (t.alpha + t.sigma)
+    return s.alpha / t.alpha
 
 
-def heun(t: Node, s: Node) -> Step | None:
-    """Return the second stage of Heun's method in sigma/alpha, or None where only the first order is defined.
+def _quantity(basis: str, node: Node) -> tuple[float, float]:
+    """Return (p, q): the interpolated quantity is p x + q d at `node`."""
+    if basis == "x0" or not _known(basis, node):
+        return 0.0, 1.0
+    if basis == "flow":
+        return 1 / node.sigma, -(node.alpha + node.sigma) / node.sigma
+    return 1 / node.sigma, -node.alpha / node.sigma
 
-    With r = sigma/alpha: y' = y + (r_s - r_t)/2 [(y - d_t)/r_t + (y~ - d_s)/r_s], y~ the Euler step, multiplied out.
-    """
-    if t == s or t.alpha == 0 or s.sigma == 0:
-        return None
-    now, then = t.sigma / t.alpha, s.sigma / s.alpha
-    half, ratio = 0.5 * (then - now), then / now
-    return Step(
-        a=s.sigma / t.sigma,
-        b=-s.alpha * half / then,
-        past=(s.alpha * half * ((1 - ratio) / then - 1 / now),),
-    )
+
+def _known(basis: str, node: Node) -> bool:
+    if basis in ("x0", "eps"):
+        return math.isfinite(node.lam)
+    return node.sigma > 0 and (basis == "flow" or node.alpha > 0)
+
+
+def _place(basis: str, node: Node) -> float:
+    """Where a node lies on the axis of the polynomial."""
+    if basis in ("x0", "eps"):
+        return node.lam
+    return node.sigma / (node.alpha + node.sigma) if basis == "flow" else node.sigma / max(node.alpha, 1e-300)
+
+
+def _apart(basis: str, t: Node, s: Node) -> float:
+    return 1e-12 * max(abs(_place(basis, s) - _place(basis, t)), abs(_place(basis, t)) if basis == "sigma" else 1.0)
+
+
+def _weights(basis: str, t: Node, s: Node, nodes: Sequence[Node], eta: float, form: str) -> list[float]:
+    start, end = _place(basis, t), _place(basis, s)
+    offsets = [end - _place(basis, node) for node in nodes]
+    rate, factor = {
+        "x0": (1 + eta**2, s.alpha * (1 + eta**2)),
+        "eps": (-1.0, -s.sigma),
+        "sigma": (0.0, s.alpha),
+        "flow": (0.0, s.alpha + s.sigma),
+    }[basis]
+    h = end - start
+    if form == "exact" or len(nodes) == 1:
+        return [factor * value for value in integrals(h, rate, offsets)]
+    (whole,) = integrals(h, rate, [h])
+    if form == "uniform":
+        return [factor * whole * share for share in _BASHFORTH[len(nodes)]]
+    half = 0.5 * h / (offsets[1] - offsets[0])
+    return [factor * whole * (1 + half), -factor * whole * half]

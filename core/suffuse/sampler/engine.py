@@ -1,0 +1,407 @@
+r"""The engine: one loop for ODE and SDE solvers of the reverse process.
+
+Between two nodes t > s with half log-SNR lam_t < lam_s, h = lam_s - lam_t, the reverse SDE whose diffusion is scaled by
+eta (0: probability-flow ODE, 1: reverse SDE) has the exact solution
+
+    x_s = (sigma_s/sigma_t) e^{-eta^2 h} x_t
+          + alpha_s (1 + eta^2) \int_{lam_t}^{lam_s} e^{-(1+eta^2)(lam_s - l)} x0(l) dl
+          + sigma_s sqrt(1 - e^{-2 eta^2 h}) eps.
+
+A method replaces x0(l), or eps or the flow velocity, by a polynomial (see `suffuse.solver`), so each of its updates is
+
+    x' = a base + e x + b d + sum_j past_j h_j + sum_k c_k eps_k,
+
+with d the new prediction at x and h_j stored ones. A `Plan` is a list of such rows with coefficients computed on the
+host in float64. Single-step methods have rows that do not commit, predictor-corrector methods rows that also mend the
+base, restarts and churn rows that move up to more noise without a prediction. Because only ratios of alpha and sigma
+enter, one engine serves variance preserving, exploding and flow schedules, and a row of a per-token grid is a tensor
+instead of a number.
+
+Relations of `eta`: k-diffusion's SDE samplers take eta^2, DDIM's eta scales the posterior deviation (equal at 0 and 1),
+azula's its variance.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from suffuse.denoiser import Denoiser
+from suffuse.errors import ConfigError
+from suffuse.grid import Grid
+from suffuse.noise import KeyedNoise
+from suffuse.process import Process, reference, streams
+from suffuse.schedule import Schedule
+from suffuse.solver import Node, Step
+from suffuse.state import State, leaves, map_state
+
+__all__ = ["Leg", "Plan", "Route", "Row", "Sampler", "Stage", "sample"]
+
+Table = NDArray[np.float64]
+
+FURTHER = 2**20
+"""Draw number k of leg i is i + 1 + k FURTHER, so that a method's first draws are those of a simpler method."""
+
+
+class Leg(NamedTuple):
+    """A part of the way: from the first to the last of its nodes.
+
+    Arguments:
+        nodes: Numbers of the nodes: start, those in between, end.
+        up: Towards more noise, by the forward process.
+        spread: Factor of the noise of a leg up.
+    """
+
+    nodes: tuple[int, ...]
+    up: bool = False
+    spread: float = 1.0
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way a sampler takes.
+
+    Arguments:
+        t: Times of the nodes, shape (M,) or (M, T), float64.
+        clean: Nodes without any noise, shape of t.
+        legs: Parts of the way in their order.
+    """
+
+    t: Table
+    clean: NDArray[np.bool_]
+    legs: tuple[Leg, ...]
+
+    def levels(self, schedule: Schedule) -> tuple[Table, Table, Table]:
+        """Return alpha, sigma and lam at the nodes, each of the shape of t."""
+        t = torch.from_numpy(self.t)
+        alpha, sigma = (value.numpy() for value in schedule(t))
+        lam = schedule.lam(t).numpy()
+        return alpha, np.where(self.clean, 0.0, sigma), np.where(self.clean, np.inf, lam)
+
+
+class Stage(NamedTuple):
+    """One row of a leg for one field and token.
+
+    Arguments:
+        step: The update.
+        at: Which of the leg's nodes the denoiser is evaluated at; None for no evaluation.
+        commit: The result is the next base; otherwise it is a state to evaluate at, made from the same base.
+        push: Store the prediction for later rows.
+        draws: Noise the row uses: number k of this leg, or -1 for the first of the leg before.
+        fix: An update of the base that comes first.
+    """
+
+    step: Any
+    at: int | None = 0
+    commit: bool = True
+    push: bool = False
+    draws: tuple[int, ...] = ()
+    fix: Any = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluation of the denoiser and the update that follows it.
+
+    Arguments:
+        t: Time of the evaluation: a float, or shape (1, T) per token; None for no evaluation.
+        step: Per field, the update.
+        fix: Per field, an update of the base that comes first, or None.
+        commit: The result is the next base.
+        push: Store the prediction.
+        draws: Per field, the numbers of the noise draws.
+        noisy: Any field draws.
+        done: A leg ends here.
+    """
+
+    t: float | Tensor | None
+    step: Any
+    fix: Any
+    commit: bool
+    push: bool
+    draws: Any
+    noisy: bool
+    done: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of a sampler on a grid, and where sampling starts."""
+
+    rows: tuple[Row, ...]
+    start: float | Tensor
+
+    @property
+    def evaluations(self) -> int:
+        """Number of denoiser calls."""
+        return sum(row.t is not None for row in self.rows)
+
+
+class _Carry(NamedTuple):
+    x: State
+    base: State
+    history: Any
+    x0: State | None = None
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """A solver.
+
+    Arguments:
+        steps: Intervals of the time grid.
+
+    Raises:
+        ConfigError: When steps < 1.
+    """
+
+    steps: int = 20
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise ConfigError(f"sampler.steps={self.steps} must be a whole number of at least 1")
+
+    @property
+    def inner(self) -> tuple[float, ...]:
+        """Where a leg has nodes between its ends, as shares of its log-SNR."""
+        return ()
+
+    def route(self, grid: Grid, schedule: Schedule) -> Route:
+        """Return the way through a grid: by default every interval once."""
+        return self.through(grid, schedule, [(i, i + 1) for i in range(grid.steps)])
+
+    def through(
+        self, grid: Grid, schedule: Schedule, pairs: Sequence[tuple[int, int]], extra: Table | None = None,
+        spread: float = 1.0,
+    ) -> Route:  # fmt: skip
+        """Return the way along `pairs` of nodes; a pair towards more noise is a leg up.
+
+        Arguments:
+            grid: Nodes 0 to N.
+            schedule: Defines the log-SNR in which nodes in between are placed.
+            pairs: Start and end of every leg.
+            extra: Times of further nodes, which follow the grid's.
+            spread: Factor of the noise of the legs up.
+        """
+        t = grid.t if extra is None else np.concatenate([grid.t, extra])
+        clean = np.zeros(t.shape, dtype=bool)
+        if grid.clean:
+            arrives = grid.t.ndim == 1 or (grid.t[-1] <= 0) & (grid.t[0] > grid.t[-1])
+            clean[grid.steps] = arrives
+        lam = np.where(clean, np.inf, schedule.lam(torch.from_numpy(t)).numpy())
+        times, legs, count = [t], [], len(t)
+        for start, end in pairs:
+            if (t[end] > t[start]).any():
+                legs.append(Leg((start, end), up=True, spread=spread))
+                continue
+            if not self.inner:
+                legs.append(Leg((start, end)))
+                continue
+            legs.append(Leg((start, *range(count, count + len(self.inner)), end)))
+            count += len(self.inner)
+            times.append(np.stack([_between(t, lam, start, end, share, schedule) for share in self.inner]))
+        every = np.concatenate(times)
+        return Route(every, np.concatenate([clean, np.zeros((len(every) - len(t), *t.shape[1:]), bool)]), tuple(legs))
+
+    @abstractmethod
+    def column(self, legs: Sequence[tuple[list[Node], Leg]], whole: bool) -> list[list[Stage]]:
+        """Return, per leg, the rows of one token.
+
+        Arguments:
+            legs: Nodes of every leg, and the leg.
+            whole: All tokens share these times, and all fields their ends; only then may the number of rows depend on
+                them.
+        """
+
+    def plan(self, grid: Grid, process: Process | Mapping[str, Process]) -> Plan:
+        """Return the rows for a grid, with a table per field of a composite state."""
+        kinds = map_state(lambda p: (type(p), p.schedule), process)
+        key = (self, _frozen(kinds), grid.t.shape, grid.t.tobytes(), grid.clean)
+        if key not in _PLANS:
+            if len(_PLANS) >= 64:
+                _PLANS.clear()
+            _PLANS[key] = self.along(self.route(grid, reference(process).schedule), process)
+        return _PLANS[key]
+
+    def along(self, route: Route, process: Any) -> Plan:
+        """Return the rows for a route."""
+        fields = map_state(lambda p: self.table(route, p, True), process)
+        if len({tuple(map(len, table)) for table in leaves(fields)}) > 1:
+            # Fields that would take different numbers of rows take those that fit any node.
+            fields = map_state(lambda p: self.table(route, p, False), process)
+        rows: list[Row] = []
+        for i, leg in enumerate(route.legs):
+            for j in range(len(next(leaves(fields))[i])):
+                stages = map_state(lambda table, i=i, j=j: table[i][j], fields)
+                stage: Stage = next(leaves(stages))
+                draws = map_state(lambda s, i=i: tuple(_number(i, k) for k in s.draws), stages)
+                rows.append(
+                    Row(
+                        t=None if stage.at is None else self._time(route.t[leg.nodes[stage.at]]),
+                        step=map_state(lambda s: s.step, stages),
+                        fix=None if stage.fix is None else map_state(lambda s: s.fix, stages),
+                        commit=stage.commit,
+                        push=stage.push,
+                        draws=draws,
+                        noisy=any(leaves(draws)),
+                        done=j == len(next(leaves(fields))[i]) - 1,
+                    )
+                )
+        return Plan(tuple(rows), self._time(route.t[route.legs[0].nodes[0]]))
+
+    def table(self, route: Route, process: Process, whole: bool) -> list[list[Stage]]:
+        """Return, per leg, the rows of one field."""
+        tables = route.levels(process.schedule)
+        if route.t.ndim == 1:
+            return self.column(_legs(route, [list(map(float, table)) for table in tables]), whole)
+        whole = whole and bool((route.t == route.t[:, :1]).all())
+        columns = [
+            self.column(_legs(route, [table[:, k].tolist() for table in tables]), whole)
+            for k in range(route.t.shape[1])
+        ]
+        return [[_stacked(stages) for stages in zip(*leg, strict=True)] for leg in zip(*columns, strict=True)]
+
+    @staticmethod
+    def _time(t: Any) -> float | Tensor:
+        return float(t) if t.ndim == 0 else torch.from_numpy(t)[None]
+
+    def step(self, row: Row, carry: _Carry, denoiser: Denoiser, cond: Any, eps: Any) -> _Carry:
+        """Return the carry after one row; pure, with no reading back from the device."""
+        x, base, history, d = carry
+        if row.t is not None:
+            t = row.t
+            if isinstance(t, Tensor):
+                leaf = next(leaves(x))
+                t = t.to(leaf.device).expand(leaf.shape[0], -1)
+            d = denoiser(x, t, cond).x0
+        elif d is None:
+            d = x  # a leg up at the very start uses no prediction
+        process = denoiser.process
+        if row.fix is not None:
+            base = map_state(_advance, base, x, d, row.fix, process, history, eps)
+        new = map_state(_advance, base, x, d, row.step, process, history, eps)
+        history = map_state(_remember, x, d, row.step, process, history) if row.push else history
+        return _Carry(new, new if row.commit else base, history, d)
+
+    def run(
+        self, denoiser: Denoiser, process: Process | Mapping[str, Process], grid: Grid, noise: KeyedNoise, like: State,
+        cond: Any = None, callback: Callable[[int, int, State, State], None] | None = None, x: State | None = None,
+    ) -> State:  # fmt: skip
+        """Return samples, see `sample`."""
+        return self.follow(self.plan(grid, process), denoiser, process, noise, like, cond, callback, x)
+
+    def follow(
+        self, plan: Plan, denoiser: Denoiser, process: Process | Mapping[str, Process], noise: KeyedNoise, like: State,
+        cond: Any = None, callback: Callable[[int, int, State, State], None] | None = None, x: State | None = None,
+    ) -> State:  # fmt: skip
+        """Return where a plan leads."""
+        rows = [_placed(row, like) for row in plan.rows]
+        number = streams(process)
+
+        def drawn(ids: Any) -> Any:
+            return map_state(
+                lambda leaf, p, stream, own: [p.draw(leaf, noise, k, stream) for k in own], like, process, number, ids
+            )
+
+        if x is None:
+            start = map_state(lambda _: (0,), like)
+            t = plan.start
+            x = map_state(lambda leaf, eps, p: p.prior(leaf, eps[0], _rows(t, leaf)), like, drawn(start), process)
+        carry = _Carry(x, x, map_state(lambda _: (), like))
+        none = map_state(lambda _: (), like)
+        for i, row in enumerate(rows):
+            carry = self.step(row, carry, denoiser, cond, drawn(row.draws) if row.noisy else none)
+            if callback is not None and row.done:
+                assert carry.x0 is not None  # set by every step
+                callback(i + 1, len(rows), carry.x, carry.x0)
+        return carry.x
+
+
+def sample(
+    denoiser: Denoiser,
+    process: Process | Mapping[str, Process],
+    sampler: Sampler,
+    grid: Grid,
+    noise: KeyedNoise,
+    like: State,
+    cond: Any = None,
+    callback: Callable[[int, int, State, State], None] | None = None,
+    x: State | None = None,
+) -> State:
+    """Return samples.
+
+    Arguments:
+        denoiser: Prediction of x0.
+        process: Forward process, or one per field.
+        sampler: Solver.
+        grid: Times.
+        noise: One stream per row; draw 0 is the start, draw i + 1 belongs to leg i.
+        like: Shapes, dtype and device, rows first.
+        cond: Embedded condition.
+        callback: Called as ``callback(done, rows, x, x0)`` after the last row of every leg.
+        x: Start here instead of at the prior.
+    """
+    return sampler.run(denoiser, process, grid, noise, like, cond, callback, x)
+
+
+_PLANS: dict[Any, Plan] = {}
+"""Plans at hand: the batches of a job share one, and working it out costs more than running it."""
+
+
+def _frozen(tree: Any) -> Any:
+    return tuple((name, _frozen(sub)) for name, sub in tree.items()) if isinstance(tree, Mapping) else tree
+
+
+def _number(leg: int, draw: int) -> int:
+    return leg if draw < 0 else leg + 1 + draw * FURTHER
+
+
+def _between(t: Table, lam: Table, start: int, end: int, share: float, schedule: Schedule) -> Table:
+    """Return the times at a share of the way in log-SNR; in time where an end has none."""
+    finite = np.isfinite(lam[start]) & np.isfinite(lam[end])
+    low, high = np.where(finite, lam[start], 0.0), np.where(finite, lam[end], 0.0)
+    inside = schedule.time(torch.from_numpy(np.asarray(low + share * (high - low)))).numpy()
+    still = t[start] == t[end]
+    return np.where(still, t[start], np.where(finite, inside, t[start] + share * (t[end] - t[start])))
+
+
+def _legs(route: Route, tables: Sequence[list[float]]) -> list[tuple[list[Node], Leg]]:
+    nodes = [Node(*values) for values in zip(*tables, strict=True)]
+    return [([nodes[i] for i in leg.nodes], leg) for leg in route.legs]
+
+
+def _stacked(stages: Sequence[Stage]) -> Stage:
+    fix = None if stages[0].fix is None else Step.stack([stage.fix for stage in stages])
+    draws = max((stage.draws for stage in stages), key=len)
+    return stages[0]._replace(step=Step.stack([stage.step for stage in stages]), fix=fix, draws=draws)
+
+
+def _advance(base: Tensor, x: Tensor, d: Tensor, step: Any, process: Process, history: Any, eps: Any) -> Tensor:
+    advanced: Tensor = step.advance(base, x, d, history, eps, process)
+    return advanced
+
+
+def _remember(x: Tensor, d: Tensor, step: Any, process: Process, history: Any) -> Any:
+    return step.remember(x, d, process, history)
+
+
+def _placed(row: Row, like: State) -> Row:
+    """Return the row with per-token coefficients where `like` is: copied before the loop, so that no step waits."""
+    if not isinstance(row.t, Tensor):
+        return row
+    put = {
+        name: None if getattr(row, name) is None else map_state(lambda leaf, s: s.place(leaf), like, getattr(row, name))
+        for name in ("step", "fix")
+    }
+    return Row(**{**row.__dict__, **put, "t": row.t.to(next(leaves(like)).device)})
+
+
+def _rows(t: float | Tensor, leaf: Tensor) -> float | Tensor:
+    return t.expand(leaf.shape[0], -1) if isinstance(t, Tensor) else t
