@@ -15,7 +15,18 @@ from suffuse.grid import Exponential, Grid, Karras, Linear, Trailing
 from suffuse.guidance import ClassifierFree
 from suffuse.noise import KeyedNoise
 from suffuse.process import Gaussian as Process
-from suffuse.sampler import Ancestral, Euler, Heun, Multistep, sample
+from suffuse.sampler import (
+    DDIM,
+    Ancestral,
+    Consistency,
+    Euler,
+    Heun,
+    Langevin,
+    Multistep,
+    PredictorCorrector,
+    SingleStep,
+    sample,
+)  # fmt: skip
 from suffuse.schedule import EDM, VE, RectifiedFlow, Shifted, VPCosine, VPLinear
 from suffuse.solver import Node, first_order, integrals
 from suffuse.state import Dense
@@ -27,8 +38,16 @@ SCHEDULES = [VPLinear(), VPCosine(), VPCosine(0.008), VE(), EDM(), RectifiedFlow
 SAMPLERS = [
     Euler(), Ancestral(), Heun(), Multistep(order=2), Multistep(order=2, eta=1.0), Multistep(order=3),
     Multistep(order=3, eta=0.5), Multistep(order=2, basis="eps"), Multistep(order=3, basis="eps"),
+    Multistep(order=3, basis="sigma", start="plain"), Multistep(order=2, basis="flow"),
+    Multistep(order=2, form="midpoint"), Multistep(order=3, basis="eps", form="uniform", start="plain"),
+    PredictorCorrector(order=1), PredictorCorrector(order=2), PredictorCorrector(order=3, basis="eps"),
+    PredictorCorrector(order=2, corrector=1, eta=1.0), SingleStep(order=2), SingleStep(order=3, basis="x0"),
+    SingleStep(order=2, basis="flow", share=1.0), SingleStep(order=2, basis="x0", midpoint=True),
+    SingleStep(order=2, basis="x0", midpoint=True, eta=1.0), DDIM(eta=0.5), Consistency(), Langevin(corrections=2),
 ]  # fmt: skip
-ODE = [s for s in SAMPLERS if not getattr(s, "eta", 0.0)]
+ODE = [s for s in SAMPLERS if not getattr(s, "eta", 0.0) and not isinstance(s, Consistency)]
+STARTS = (Multistep(order=3), Multistep(order=3, basis="eps"))
+"""Those that start up by an extra evaluation where all tokens start together."""
 
 
 def mixture(dtype=f64):
@@ -266,7 +285,7 @@ def test_frozen_tokens_do_not_change(schedule, sampler):
     found = sample(Exact(process, target.posterior_mean), process, sampler, Grid(table), noise, x, x=x)
     assert torch.equal(found[:, 0], x[:, 0]) and torch.equal(found[:, 2], x[:, 2])
     alone = sample(Exact(process, target.posterior_mean), process, sampler, grid, noise, x, x=x)
-    if sampler not in (Multistep(order=3), Multistep(order=3, basis="eps")):  # which then start up by lower orders
+    if sampler not in STARTS:
         assert (found[:, 1] - alone[:, 1]).abs().max() < 1e-10
 
 
@@ -292,7 +311,8 @@ def test_two_fields_are_two_runs(sampler):
     together = sample(Pair(process), process, sampler, grid, Silent(), like, x=start)
     for name, one in process.items():
         alone = sample(Exact(one, mixture().posterior_mean), one, sampler, grid, Silent(), like[name], x=start[name])
-        assert (together[name] - alone).abs().max() < 1e-12
+        # A stage lies where the first field's schedule puts it, so another schedule alone has its own.
+        assert (together[name] - alone).abs().max() < (0.3 if sampler.inner and name == "b" else 1e-12)
 
 
 @pytest.mark.parametrize("names", ["ab", "ba"])

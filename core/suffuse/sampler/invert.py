@@ -49,9 +49,9 @@ def invert(
         raise ConfigError(
             f"sampler: {type(sampler).__name__} on this grid has no way back; use euler or heun and more steps"
         )
-    plan = sampler.along(Route(forward.t, forward.clean, legs), process)
-    if any(row.noisy for row in plan.rows):
+    if any(row.noisy for row in sampler.along(forward, process).rows):
         raise ConfigError(f"sampler: {type(sampler).__name__} draws noise and cannot be inverted; set sampler.eta=0")
+    plan = sampler.along(Route(forward.t, forward.clean, legs), process)
     leaf = next(leaves(x))
     noise = KeyedNoise(torch.zeros(leaf.shape[0], dtype=torch.int64, device=leaf.device))
     return sampler.follow(plan, denoiser, process, noise, x, cond, None, x)

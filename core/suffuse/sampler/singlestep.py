@@ -89,6 +89,8 @@ class SingleStep(Sampler):
         rows: list[Stage] = []
         for j, (goal, (_, evaluated)) in enumerate(zip(goals, self.tableau, strict=True)):
             made = [t, *goals]
+            if evaluated == (1,) and abs(2 * goals[0].lam - t.lam - s.lam) > 1e-9 * (s.lam - t.lam):
+                evaluated = (0, 1)  # another field's stage need not be this one's midpoint
             used: list[Used] = [(made[k], None if k == j else j - 1 - k) for k in evaluated]
             step = interpolated(t, goal, used, self.basis, self.eta, at=made[j], moved=j > 0)
             draws = tuple(range(len(step.c)))
@@ -186,7 +188,7 @@ class Restart(Heun):
     "Restart Sampling for Improving Generative Processes", Xu et al. 2023, algorithm 1.
 
     Arguments:
-        low: sigma/alpha from which it goes up: that of the nearest node.
+        low: sigma/alpha from which it goes up: that of the nearest node. Nothing happens on a grid that starts lower.
         high: sigma/alpha to which it goes up.
         repeats: How often.
         inside: Steps of the way down again, evenly spaced in log-SNR.
@@ -214,7 +216,7 @@ class Restart(Heun):
             away = np.abs(np.log(ratio[1:]) - math.log(self.low))
         back = 1 + int(np.argmin(np.where(ratio[1:] > 0, away, np.inf)))
         pairs = [(i, i + 1) for i in range(grid.steps)]
-        if not 0 < ratio[back] < self.high:
+        if not 0 < ratio[back] < self.high or self.low >= ratio[0]:
             return self.through(grid, schedule, pairs)
         levels = np.exp(np.linspace(math.log(self.high), math.log(ratio[back]), self.inside + 1))[:-1]
         extra = np.minimum(schedule.time(-torch.from_numpy(np.log(levels))).numpy(), max(1.0, grid.t[0]))
@@ -266,10 +268,10 @@ class Resample(SingleStep):
 class Langevin(SingleStep):
     """A predictor, then steps of Langevin dynamics at the level it has reached.
 
-        x' = rho x + (1 - rho) alpha x0 + sqrt(1 - rho^2) sigma eps,    rho = 1 - 2 snr^2
+        x' = x + delta (alpha x0 - x) + sqrt(2 delta) sigma eps,    delta = 2 snr^2
 
-    the autoregressive form of "Score-Based Generative Modeling through SDEs", Song et al. 2021, algorithm 4, with the
-    norms of score and noise, sqrt(D)/sigma and sqrt(D), in place of measured ones: exact where x0 does not change.
+    "Score-Based Generative Modeling through SDEs", Song et al. 2021, algorithm 4, with sqrt(D)/sigma and sqrt(D), the
+    norms that score and noise have in D dimensions, in place of measured ones.
 
     Arguments:
         steps: Intervals of the grid.
@@ -297,14 +299,14 @@ class Langevin(SingleStep):
 
     def column(self, legs: Sequence[tuple[list[Node], Leg]], whole: bool) -> list[list[Stage]]:
         """Return the predictor's rows and the corrections."""
-        rho = 1 - 2 * self.snr**2
+        delta = 2 * self.snr**2
         rows = super().column(legs, whole)
         for row, (nodes, leg) in zip(rows, legs, strict=True):
             t, s = nodes[0], nodes[-1]
             if leg.up or (whole and s.sigma == 0):
                 continue
             moves = t != s and s.sigma > 0
-            step = Step(rho, 0.0, (1 - rho) * s.alpha, (), (math.sqrt(1 - rho**2) * s.sigma,)) if moves else Step()
+            step = Step(1 - delta, 0.0, delta * s.alpha, (), (math.sqrt(2 * delta) * s.sigma,)) if moves else Step()
             row += [Stage(step, len(nodes) - 1, draws=(2 + k,) if step.c else ()) for k in range(self.corrections)]
         return rows
 
