@@ -69,14 +69,15 @@ def compose_train(words: Sequence[str]) -> DictConfig:
 
 
 def compose_sample(
-    words: Sequence[str], saved: Mapping[str, Any], choices: Mapping[str, str] | None = None
+    words: Sequence[str], saved: Mapping[str, Any], choices: Mapping[str, str] | None = None, job: str = "sample"
 ) -> DictConfig:
-    """Return the config of a sampling job: what the words say, else what the checkpoint holds.
+    """Return the config of a job on a checkpoint: what the words say, else what the checkpoint holds.
 
     Arguments:
         words: Overrides of the command line.
         saved: The config in the checkpoint.
         choices: The options that config was composed from, by group.
+        job: ``sample`` or ``tune``.
 
     Raises:
         ConfigError: When a key or an option does not exist.
@@ -87,7 +88,7 @@ def compose_sample(
     # Which conditions exist is the model's to say, so any key is let through to it.
     plain = [f"++{word}" if word.startswith("condition.") else word for word in plain]
     selected = [word if split(word)[1] == "trainer" else f"+{word}" for word in chosen]
-    cfg = _compose("sample", plain + selected)
+    cfg = _compose(job, plain + selected)
     OmegaConf.set_struct(cfg, False)
     for group in SAMPLE_GROUPS:
         if group not in cfg:
@@ -105,17 +106,17 @@ def compose_sample(
     return cfg
 
 
-def run_sample(words: Sequence[str], checkpoint: Path) -> None:
-    """Sample from a checkpoint file as the words say."""
+def run_sample(words: Sequence[str], checkpoint: Path, job: str = "sample") -> None:
+    """Do the job ``sample`` or ``tune`` on a checkpoint file as the words say."""
     from suffuse import jobs
     from suffuse.checkpoint import read
 
     saved = read(checkpoint)
-    cfg = compose_sample(words, saved["suffuse"]["config"], saved["suffuse"]["choices"])
+    cfg = compose_sample(words, saved["suffuse"]["config"], saved["suffuse"]["choices"], job)
     if "--cfg" in words:
         print(OmegaConf.to_yaml(cfg), end="")
         return
-    jobs.sample(cfg, saved, checkpoint)
+    {"sample": jobs.sample, "tune": jobs.tune}[job](cfg, saved, checkpoint)
 
 
 def _compose(name: str, words: list[str]) -> DictConfig:

@@ -57,6 +57,23 @@ examples
 """
 
 
+TUNE_HELP = """\
+usage: suffuse tune ckpt=RUN_DIR_OR_FILE [sampler=NAME] [steps=N] [guidance=SCALE] [num=64] [tries=400]
+                    [condition.label=7] [grid=NAME] [out=FILE]
+
+Fits the time grid of a sampler to a trained model: `sample ckpt=… grid=tuned` with the same sampler and number of steps
+then uses it. What is not said is taken from the checkpoint; the grid given is the one whose ends are kept.
+
+groups
+{groups}
+
+examples
+  suffuse tune ckpt=outputs/image/x steps=10
+  suffuse tune ckpt=outputs/image/x sampler=unipc steps=8
+  sample ckpt=outputs/image/x sampler=unipc sampler.steps=8 grid=tuned
+"""
+
+
 def _modalities() -> str:
     rows = registry().providers.values()
     return "\n".join(f"  {p.modality.name:<12} {p.modality.summary}  ({p.dist})" for p in rows) or "  (none installed)"
@@ -121,20 +138,29 @@ def _train(argv: list[str]) -> None:
 
 
 def _sample(argv: list[str]) -> None:
+    _on_checkpoint(argv, "sample", SAMPLE_HELP, "sample")
+
+
+def _tune(argv: list[str]) -> None:
+    words = [f"sampler.{word}" if overrides.split(word)[1] == "steps" else word for word in argv]
+    _on_checkpoint(words, "tune", TUNE_HELP, "suffuse tune")
+
+
+def _on_checkpoint(argv: list[str], job: str, text: str, command: str) -> None:
     if not argv or {"-h", "--help"} & set(argv):
-        print(SAMPLE_HELP.format(groups=_groups(overrides.SAMPLE_GROUPS)), end="")
+        print(text.format(groups=_groups(overrides.SAMPLE_GROUPS)), end="")
         return
     _warn_of_failures()
     words = overrides.translate(argv)
-    overrides.check(words, "sample")
+    overrides.check(words, job)
     given = {overrides.split(word)[1]: overrides.split(word)[2] for word in words}
     if "ckpt" not in given:
-        raise ConfigError("say which model: sample ckpt=RUN_DIR_OR_FILE")
+        raise ConfigError(f"say which model: {command} ckpt=RUN_DIR_OR_FILE")
     checkpoint = find_checkpoint(given["ckpt"])
 
     from suffuse import app
 
-    app.run_sample(words, checkpoint)
+    app.run_sample(words, checkpoint, job)
 
 
 def find_checkpoint(where: str) -> Path:
@@ -183,14 +209,16 @@ def _plugins(as_json: bool) -> int:
 
 def main() -> None:
     """Entry point of ``suffuse``: train and sample, look at the installation or a checkpoint, start a plugin."""
-    if sys.argv[1:2] in (["train"], ["sample"]):
+    tasks = {"train": _train, "sample": _sample, "tune": _tune}
+    if len(sys.argv) > 1 and sys.argv[1] in tasks:
         task = sys.argv.pop(1)
-        _guard(task, _train if task == "train" else _sample, sys.argv[1:])
+        _guard(task, tasks[task], sys.argv[1:])
         return
     parser = argparse.ArgumentParser(prog="suffuse")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="train a model (the same as the command `train`)")
     commands.add_parser("sample", help="draw samples from a checkpoint (the same as `sample`)")
+    commands.add_parser("tune", help="fit a sampler's time grid to a trained model")
     plugins = commands.add_parser("plugins", help="list modality packages; fails if one is broken")
     plugins.add_argument("--json", action="store_true", help="print one JSON object")
     new = commands.add_parser("new", help="write the skeleton of a modality package")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import shlex
 import time
 import warnings
@@ -24,14 +25,18 @@ from suffuse.errors import ConfigError, SuffuseError
 from suffuse.model import Facts, Model, Recipe
 from suffuse.overrides import check_limits
 from suffuse.plugins import registry
-from suffuse.rundir import next_samples, resume_path, run_dir, write_text
+from suffuse.rundir import next_samples, resume_path, run_dir, tuned_folder, write_text
 from suffuse.sampling import Sampling, write_samples
 from suffuse.training.callbacks import Checkpoints, Monitor, Previews, Stop, Validation
 from suffuse.training.io import AtomicIO
 from suffuse.training.module import TrainingModule
 from suffuse.training.progress import Progress, duration, say
+from suffuse.tuning import Stored
+from suffuse.tuning import tune as search
 
-__all__ = ["sample", "train"]
+__all__ = ["sample", "train", "tune"]
+
+log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -198,7 +203,7 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     """
     _quiet()
     files.check_modality(saved, path)
-    plain = _resolve(cfg)
+    plain = _with_tuned_grid(_resolve(cfg), path)
     trained = saved["suffuse"]["config"]
     model = Model.load(saved, plain["weights"])
     raw = model.conditioner.parse(plain["condition"], plain["num"])
@@ -214,6 +219,85 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
         if trainer.is_global_zero:
             write_samples(out, xs, rows, preview)
             say(f"wrote {len(rows)} samples to {out}: overview.png, manifest.jsonl")
+
+
+def tune(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
+    """Fit the grid of a sampler to the checkpoint `saved`, which was read from `path`, and store it beside.
+
+    Raises:
+        SuffuseError: For everything a user can mend.
+    """
+    _quiet()
+    files.check_modality(saved, path)
+    plain = _resolve(cfg)
+    model = Model.load(saved, plain["weights"])
+    if torch.cuda.is_available() and plain["trainer"]["accelerator"] in ("auto", "gpu", "cuda"):
+        model = model.cuda()
+    recipe = Recipe.build(plain)
+    if isinstance(recipe.grid, Stored):
+        raise ConfigError(
+            "grid=tuned is what tuning makes; give the grid whose ends are to be kept, as grid=exponential"
+        )
+    raw = model.conditioner.parse(plain["condition"], plain["num"])
+    names = _names(plain, plain["choices"])
+    progress = Progress(plain["tries"], unit="grids", word="grid")
+    began = time.perf_counter()
+
+    def show(done: int, total: int, error: float) -> None:
+        progress.update(done, rate=done / (time.perf_counter() - began), error=error)
+
+    with _readable_failures({"batch_size": plain["num"]}), torch.inference_mode():
+        denoiser, cond = model.guided(recipe, raw, plain["num"])
+        seeds = plain["seed"] + torch.arange(plain["num"], device=model.device)
+        found = search(
+            denoiser, model.process, recipe.sampler, recipe.grid, seeds, model.facts.like(plain["num"], model.device),
+            cond, fine=plain["fine"], tries=plain["tries"], progress=show,
+        )  # fmt: skip
+    record = {
+        "sampler": plain["sampler"], "name": names["sampler"], "guidance": recipe.scale, "clean": found.grid.clean,
+        "sigmas": [value if math.isfinite(value) else None for value in found.sigmas], "error": found.after,
+        "error_before": found.before, "grid_before": names["grid"], "trajectories": found.trajectories,
+        "tried": found.tried, "step": saved["suffuse"]["step"],
+    }  # fmt: skip
+    steps = recipe.sampler.steps
+    default = tuned_folder(path) / f"{names['sampler']}-{steps}-guidance-{recipe.scale:g}.json"
+    out = Path(plain["out"]).expanduser() if plain["out"] else default
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, json.dumps(record, indent=2) + "\n")
+    where = shlex.quote(str(path.parents[1] if path.parent.name == "checkpoints" else path))
+    say(
+        f"median error of {steps} steps: {found.before:.3g} on {names['grid']}, {found.after:.3g} tuned "
+        f"({found.tried} grids, {duration(time.perf_counter() - began)})\n"
+        f"  grid         {out}\n"
+        f"  draw         sample ckpt={where} sampler={names['sampler']} sampler.steps={steps} grid=tuned"
+    )
+
+
+def _with_tuned_grid(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return `cfg` with the file of ``grid=tuned`` filled in: that of this sampler, of this guidance if there is one.
+
+    Raises:
+        ConfigError: When nothing was tuned for this sampler.
+    """
+    if not str(cfg["grid"].get("_target_", "")).endswith(".Stored") or cfg["grid"].get("file"):
+        return cfg
+    scale = (cfg.get("guidance") or {}).get("scale", 1.0)
+    found: list[tuple[float, Path]] = []
+    for file in sorted(tuned_folder(path).glob("*.json")):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            record = json.loads(file.read_text())
+            if record["sampler"] == cfg["sampler"]:
+                found.append((abs(record["guidance"] - scale), file))
+    if not found:
+        steps = cfg["sampler"].get("steps")
+        raise ConfigError(
+            f"grid=tuned: no grid was tuned for this sampler and {steps} steps in {tuned_folder(path)}; make one with "
+            f"suffuse tune ckpt=… sampler=… steps={steps}"
+        )
+    apart, file = min(found)
+    if apart:
+        log.warning("grid=tuned: %s was tuned at another guidance than %g", file.name, scale)
+    return {**cfg, "grid": {**cfg["grid"], "file": str(file)}}
 
 
 def _trainer(cfg: Mapping[str, Any], **options: Any) -> Trainer:

@@ -22,7 +22,7 @@ SAMPLE_GROUPS = ("sampler", "grid", "guidance", "trainer")
 """Groups that `sample` takes; everything else of a model is settled when it is trained."""
 
 LIMITS: Mapping[str, int] = {
-    "steps": 1, "seed": 0, "num": 1, "keep": 1, "batch_size": 1, "devices": 1,
+    "steps": 1, "seed": 0, "num": 1, "keep": 1, "batch_size": 1, "devices": 1, "tries": 1, "fine": 8,
     "preview_num": 1, "val_num": 1, "metrics_num": 2, "data.batch_size": 1, "data.workers": 0, "sampler.steps": 1,
     "every.log": 0, "every.validate": 0, "every.preview": 0, "every.checkpoint": 0, "trainer.accumulate": 1,
     "trainer.max_skipped": 0, "lr_schedule.warmup": 0,

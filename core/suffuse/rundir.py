@@ -17,7 +17,7 @@ from suffuse.cli import find_checkpoint
 from suffuse.errors import ConfigError
 from suffuse.training.progress import is_first_rank
 
-__all__ = ["next_samples", "resume_path", "run_dir", "write_text"]
+__all__ = ["next_samples", "resume_path", "run_dir", "tuned_folder", "write_text"]
 
 
 def run_dir(cfg: DictConfig) -> Path:
@@ -58,6 +58,11 @@ def next_samples(out: str | None, checkpoint: Path) -> Path:
     while (base / f"{number:03d}").exists():
         number += 1
     return base / f"{number:03d}"
+
+
+def tuned_folder(checkpoint: Path) -> Path:
+    """Return where the grids that were tuned to a checkpoint are."""
+    return (checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint.parent) / "tuned"
 
 
 def write_text(path: Path, text: str) -> None:

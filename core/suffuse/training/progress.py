@@ -51,11 +51,13 @@ class Progress:
         self._began = self._shown = time.monotonic()
 
     def update(
-        self, step: int, *, loss: float | None = None, rate: float | None = None, wait: float | None = None
-    ) -> None:
+        self, step: int, *, loss: float | None = None, rate: float | None = None, wait: float | None = None,
+        error: float | None = None,
+    ) -> None:  # fmt: skip
         """Show `step`; the figures stay until new ones come."""
         if rate is not None:
             parts = [f"loss {loss:.4f}"] if loss is not None else []
+            parts += [f"error {error:.3g}"] if error is not None else []
             parts.append(f"{rate:,.0f} {self.unit}/s" if rate >= 10 else f"{rate:.2f} {self.unit}/s")
             if wait is not None:
                 parts.append(f"data-wait {100 * wait:.0f}%")
