@@ -13,8 +13,8 @@ FLOORS = {
     for floor, names in enumerate(
         [
             ["schedule", "state", "noise", "nn", "targets", "ema"],
-            ["denoiser", "process", "grid", "conditioner", "solver"],
-            ["sampler", "guidance", "objective"],
+            ["denoiser", "process", "grid", "conditioner", "solver", "weight", "density", "coupling", "uncertainty"],
+            ["sampler", "guidance", "observation", "objective", "self_condition"],
             ["data", "codec", "preview", "metrics", "build", "checkpoint", "model"],
             ["sampling", "training"],
             ["rundir"],

@@ -217,7 +217,8 @@ class Preconditioned(Denoiser):
     """A network, the process it denoises, and what it predicts.
 
     Arguments:
-        network: Called as ``network(inp * x, noise, cond)``; noise, (B,) or (B, T), is the first field's.
+        network: Called as ``network(inp * x, noise, cond)``; noise, (B,) or (B, T), is the first field's. One whose
+            ``self_condition`` is true gets a fourth argument, its previous estimate over sigma_data, or zeros.
         process: Forward process, or one per field.
         parameterization: What the network predicts, or one per field.
     """
@@ -230,15 +231,18 @@ class Preconditioned(Denoiser):
     ) -> None:
         super().__init__()
         self.network, self.process, self.parameterization = network, process, by_field(parameterization)
+        self.self_condition = bool(getattr(network, "self_condition", False))
         self._known: dict[float, Any] = {}
 
-    def forward(self, x: State, t: float | Tensor, cond: Condition = None) -> Prediction:
+    def forward(self, x: State, t: float | Tensor, cond: Condition = None, previous: State | None = None) -> Prediction:
         """Return the prediction; float32 whatever the network's dtype under autocast."""
         affine = self._affine(x, t)
-        output = self._network(x, affine, cond)
+        output = self._network(x, affine, cond, previous)
         return Prediction(map_state(_combine, x, output, affine, self.process))
 
-    def residual(self, x0: State, eps: State, t: Tensor, cond: Condition = None) -> tuple[State, State]:
+    def residual(
+        self, x0: State, eps: State, t: Tensor, cond: Condition = None, previous: State | None = None
+    ) -> tuple[State, State]:
         """Return how far the network's output is from its target, and the factor from there to the error of x0.
 
         Losses are formed from these two, since an error of x0 itself overflows where out is infinite.
@@ -248,13 +252,14 @@ class Preconditioned(Denoiser):
             eps: What the process drew.
             t: Shape (B,) or (B, T).
             cond: Embedded condition.
+            previous: Earlier estimate of x0 for a self-conditioned network; None for zeros.
 
         Returns:
             F - F* per field, shaped like x0, and `out` per field, float64, shaped like t: x0_hat - x0 = out (F - F*).
         """
         x = map_state(lambda leaf, e, process: process.corrupt(leaf, t, e), x0, eps, self.process)
         affine = self._affine(x, t)
-        output = self._network(x, affine, cond)
+        output = self._network(x, affine, cond, previous)
 
         def difference(f: Tensor, clean: Tensor, e: Tensor, process: Process, what: Parameterization) -> Tensor:
             at = (process.space.expand(value.to(clean.device), clean) for value in process.schedule(t))
@@ -263,7 +268,7 @@ class Preconditioned(Denoiser):
         away = map_state(difference, output, x0, eps, self.process, self.parameterization)
         return away, map_state(lambda _, a: a.out, x0, affine)
 
-    def _network(self, x: State, affine: Any, cond: Condition) -> State:
+    def _network(self, x: State, affine: Any, cond: Condition, previous: State | None = None) -> State:
         scaled = map_state(lambda leaf, a, process: leaf * _to(a.inp, leaf, process), x, affine, self.process)
         noise, leaf = next(leaves(affine)).noise, next(leaves(x))
         rows = leaf.shape[0]
@@ -271,8 +276,16 @@ class Preconditioned(Denoiser):
             noise = torch.full((rows,), noise, device=leaf.device)
         elif noise.ndim == 0:
             noise = noise.expand(rows)
-        result: State = self.network(scaled, noise.to(leaf.device, torch.float32), cond)
+        more = (self._looking_back(x, previous),) if self.self_condition else ()
+        result: State = self.network(scaled, noise.to(leaf.device, torch.float32), cond, *more)
         return result
+
+    def _looking_back(self, x: State, previous: State | None) -> State:
+        if previous is None:
+            zeros: State = map_state(torch.zeros_like, x)
+            return zeros
+        scaled: State = map_state(lambda leaf, what: leaf / what.sigma_data, previous, self.parameterization)
+        return scaled
 
     def _affine(self, x: State, t: float | Tensor) -> Any:
         """Return an `Affine` per field; of floats, remembered, when t is one float."""

@@ -1,19 +1,20 @@
 r"""Objective: what training minimises.
 
-    L = E_{lam ~ p} [ w(lam) mean |x0 - x0_hat|^2 ]
+    L = E_{lam ~ p} sum over fields of c [ w(lam) mean |x0 - x0_hat|^2 ]
 
-The weight w and the density p of noise levels are two things, each a function of lam alone: any pair can be combined,
-and losses of different parameterisations compared. All weights act on the error of x0:
+The weight w and the density p of noise levels are two things, each a function of lam alone (`suffuse.weight`,
+`suffuse.density`): any pair can be combined, and losses of different parameterisations compared. All weights act on the
+error of x0. Against the measure d lam, as the ELBO is written, the density only decides the variance:
 
-    x0: 1    eps: snr    v: snr + 1    flow: (1 + e^lam)^2    EDM: snr + 1/d^2    min-SNR: min(snr, gamma)
+    integral of w(lam) l(lam) d lam = E_{lam ~ p} [ w(lam) / p(lam) l(lam) ]        (``importance=True``).
 
-with snr = e^{2 lam}. A density is given by its quantile function, so that stratified draws cost nothing.
+c is a constant per field; a learned weight (`suffuse.uncertainty`) and a coupling of noise and data
+(`suffuse.coupling`) are options beside.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,175 +22,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from suffuse.coupling import coupling
 from suffuse.denoiser import Parameterization, Preconditioned
-from suffuse.errors import ConfigError
-from suffuse.noise import KeyedNoise
-from suffuse.process import reference, streams
+from suffuse.density import (
+    CosMap,
+    Density,
+    LogitNormal,
+    LogNormal,
+    LogStudent,
+    Mode,
+    UniformLogSNR,
+    UniformTime,
+)  # fmt: skip
+from suffuse.errors import ConfigError, suggest
+from suffuse.noise import KeyedNoise, mix
+from suffuse.process import Process, reference, streams
 from suffuse.schedule import Schedule
 from suffuse.state import State, by_field, leaves, map_state
+from suffuse.uncertainty import Uncertainty
+from suffuse.weight import (
+    P2,
+    CosMapWeight,
+    EDMWeight,
+    EpsWeight,
+    FlowWeight,
+    MinSNR,
+    ModeWeight,
+    SigmoidWeight,
+    SoftMinSNR,
+    UniformWeight,
+    VWeight,
+    Weight,
+)  # fmt: skip
 
 __all__ = [
-    "Density", "EDMWeight", "EpsWeight", "FlowWeight", "LogNormal", "LogitNormal", "Loss", "MinSNR", "Objective",
-    "UniformTime", "UniformWeight", "VWeight", "Weight",
+    "P2", "CosMap", "CosMapWeight", "Density", "EDMWeight", "EpsWeight", "FlowWeight", "LogNormal", "LogStudent",
+    "LogitNormal", "Loss", "MinSNR", "Mode", "ModeWeight", "Objective", "SigmoidWeight", "SoftMinSNR", "Uncertainty",
+    "UniformLogSNR", "UniformTime", "UniformWeight", "VWeight", "Weight", "field_error",
 ]  # fmt: skip
 
 TIME_STREAM = 100
 """Noise stream of the times; fields use those below."""
 
+SELF_KEY = 103
+"""Key of the coin for self-conditioning."""
+
 LAM_MAX = 15.0
 """Levels beyond are drawn as this one: weights stay finite in float64."""
-
-
-class Weight(ABC):
-    """A weight of the x0 error as a function of the half log-SNR."""
-
-    @abstractmethod
-    def __call__(self, lam: Tensor) -> Tensor:
-        """Return w(lam), float64."""
-
-
-@dataclass(frozen=True)
-class UniformWeight(Weight):
-    """1: the error of x0 itself."""
-
-    def __call__(self, lam: Tensor) -> Tensor:
-        """Return 1."""
-        return torch.ones_like(lam)
-
-
-@dataclass(frozen=True)
-class EpsWeight(Weight):
-    """snr: the error of eps. "Denoising Diffusion Probabilistic Models", Ho et al. 2020, eq. 14."""
-
-    def __call__(self, lam: Tensor) -> Tensor:
-        """Return e^{2 lam}."""
-        return torch.exp(2 * lam)
-
-
-@dataclass(frozen=True)
-class VWeight(Weight):
-    """snr + 1: the error of v. "Progressive Distillation", Salimans and Ho 2022, section 4."""
-
-    def __call__(self, lam: Tensor) -> Tensor:
-        """Return e^{2 lam} + 1."""
-        return torch.exp(2 * lam) + 1
-
-
-@dataclass(frozen=True)
-class FlowWeight(Weight):
-    """(1 + e^lam)^2 = 1 / sigma^2 on the straight line: the error of the velocity."""
-
-    def __call__(self, lam: Tensor) -> Tensor:
-        """Return (1 + e^lam)^2."""
-        return (1 + torch.exp(lam)) ** 2
-
-
-@dataclass(frozen=True)
-class EDMWeight(Weight):
-    """snr + 1/d^2 = (sigma^2 + d^2) / (sigma d)^2. "Elucidating the Design Space …", Karras et al. 2022, table 1.
-
-    Arguments:
-        sigma_data: Standard deviation d of the data, or a mapping with one per field.
-
-    Raises:
-        ConfigError: Unless sigma_data > 0.
-    """
-
-    sigma_data: Any = 1.0
-
-    def __post_init__(self) -> None:
-        for d in leaves(self.sigma_data):
-            if isinstance(d, bool) or not isinstance(d, int | float) or not 0 < d < math.inf:
-                raise ConfigError(f"objective.weight.sigma_data={d} must be a positive number")
-
-    def __call__(self, lam: Tensor) -> Tensor:
-        """Return e^{2 lam} + 1/d^2."""
-        found: Tensor = torch.exp(2 * lam) + self.sigma_data**-2
-        return found
-
-
-@dataclass(frozen=True)
-class MinSNR(Weight):
-    """min(snr, gamma). "Efficient Diffusion Training via Min-SNR Weighting Strategy", Hang et al. 2023, eq. 8.
-
-    Raises:
-        ConfigError: Unless gamma > 0.
-    """
-
-    gamma: float = 5.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.gamma < math.inf:
-            raise ConfigError(f"objective.weight.gamma={self.gamma} must be positive")
-
-    def __call__(self, lam: Tensor) -> Tensor:
-        """Return min(e^{2 lam}, gamma)."""
-        return torch.exp(2 * lam).clamp(max=self.gamma)
-
-
-class Density(ABC):
-    """A density of noise levels."""
-
-    @abstractmethod
-    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
-        """Return lam at the share u in (0, 1), float64: lam falls as u, like time, grows."""
-
-    @abstractmethod
-    def log_prob(self, lam: Tensor, schedule: Schedule) -> Tensor:
-        """Return the log density of lam."""
-
-
-@dataclass(frozen=True)
-class UniformTime(Density):
-    """Every time of the schedule as often as another."""
-
-    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
-        """Return lam(u)."""
-        return schedule.lam(u)
-
-    def log_prob(self, lam: Tensor, schedule: Schedule) -> Tensor:
-        """Return log |dt / dlam|, and -inf outside the schedule's times."""
-        t = schedule.time(lam)
-        (alpha, sigma), (d_alpha, d_sigma) = schedule(t), schedule.rates(t)
-        density = -(d_alpha / alpha - d_sigma / sigma).abs().log()
-        return torch.where((t >= 0) & (t <= 1), density, torch.full_like(density, -math.inf))
-
-
-@dataclass(frozen=True)
-class LogNormal(Density):
-    """log(sigma/alpha) = -lam is normal. "Elucidating the Design Space …", Karras et al. 2022, table 1.
-
-    On the straight line logit(t) = -lam: the logit-normal density of times of SD3 is this one with other numbers.
-
-    Raises:
-        ConfigError: Unless std > 0.
-    """
-
-    mean: float = -1.2
-    std: float = 1.2
-
-    def __post_init__(self) -> None:
-        if not 0 < self.std < math.inf:
-            raise ConfigError(f"objective.density.std={self.std} must be positive")
-
-    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
-        """Return -(mean + std Phi^{-1}(u))."""
-        lam: Tensor = -(self.mean + self.std * torch.special.ndtri(u))
-        return lam
-
-    def log_prob(self, lam: Tensor, schedule: Schedule) -> Tensor:
-        """Return the normal log density."""
-        z = (-lam - self.mean) / self.std
-        return -0.5 * z**2 - math.log(self.std * math.sqrt(2 * math.pi))
-
-
-@dataclass(frozen=True)
-class LogitNormal(LogNormal):
-    """logit of the flow time t = sigma/(alpha+sigma) is normal. "Scaling Rectified Flow Transformers", Esser et al.
-    2024, eq. 19."""
-
-    mean: float = 0.0
-    std: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -207,6 +86,21 @@ class Loss:
     lam: Tensor
 
 
+def field_error(away: Tensor, out: Tensor, process: Process, weight: Weight, t: Tensor) -> Tensor:
+    """Return the weighted error of one field, float32, shape (B,).
+
+    Arguments:
+        away: How far the network's output is from its target, see `Preconditioned.residual`.
+        out: Factor from there to the error of x0.
+        process: The field's process; its space knows which entries count.
+        weight: Weight of the x0 error.
+        t: Times of the rows.
+    """
+    factor = weight(process.schedule.lam(t)) * out**2
+    error: Tensor = factor.to(torch.float32) * process.space.mean(away.float() ** 2)
+    return error
+
+
 @dataclass(frozen=True)
 class Objective:
     """Weighted denoising error.
@@ -216,16 +110,36 @@ class Objective:
         density: Density of the noise levels.
         parameterization: What the network predicts; kept here because a config chooses the three together.
         stratified: One draw per equal share of the density over the whole batch, instead of independent draws.
+        importance: Divide by the density: the weight is then against d lam.
+        coupling: ``independent``, ``ot`` (or ``immiscible``), or a coupling; see `suffuse.coupling`.
+        field_weights: Constant per named field; those not named count 1, a 0 trains a field no further.
+        uncertainty: Learned weight; the model that trains with it must own its parameters.
+        self_condition: Share of the micro-batches in which a network that takes one sees its own previous estimate.
+
+    Raises:
+        ConfigError: For negative field weights, a share outside [0, 1], or an unknown coupling; when called, for names
+            that are no fields of the state.
     """
 
     weight: Weight = field(default_factory=EDMWeight)
     density: Density = field(default_factory=LogNormal)
     parameterization: Parameterization | Mapping[str, Parameterization] | None = None
     stratified: bool = True
+    importance: bool = False
+    coupling: Any = "independent"
+    field_weights: Mapping[str, Any] | None = None
+    uncertainty: Uncertainty | None = None
+    self_condition: float = 0.5
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameterization", by_field(self.parameterization))
         object.__setattr__(self, "weight", by_field(self.weight))
+        object.__setattr__(self, "coupling", coupling(self.coupling))
+        for c in leaves(self.field_weights or {}):
+            if isinstance(c, bool) or not isinstance(c, int | float) or not 0 <= c < math.inf:
+                raise ConfigError(f"objective.field_weights: {c} must be a number of at least 0")
+        if not 0 <= self.self_condition <= 1:
+            raise ConfigError(f"objective.self_condition={self.self_condition} must be in [0, 1]")
 
     def levels(self, noise: KeyedNoise, step: int, positions: Tensor, total: int, schedule: Schedule) -> Tensor:
         """Return the noise levels of the rows, shape (B,), float64.
@@ -272,13 +186,58 @@ class Objective:
         lam = self.levels(noise, step, positions, total or leaf.shape[0], schedule)
         t = schedule.time(lam)
         eps = map_state(lambda x, p, stream: p.draw(x, noise, step, stream), x0, process, streams(process))
-        away, out = denoiser.residual(x0, eps, t, cond)
-
-        def weighted(r: Tensor, scale: Tensor, p: Any, weight: Weight) -> Tensor:
-            factor = weight(p.schedule.lam(t)) * scale**2
-            loss: Tensor = factor.to(torch.float32) * p.space.mean(r.float() ** 2)
-            return loss
-
-        per_field: State = map_state(weighted, away, out, process, self.weight)
-        per_sample = torch.stack(list(leaves(per_field))).sum(0)
+        eps = self.coupling(x0, eps, process)
+        previous = self._previous(denoiser, x0, eps, t, cond, step)
+        away, out = denoiser.residual(x0, eps, t, cond, previous)
+        errors = list(leaves(map_state(field_error, away, out, process, self.weight, t)))
+        per_sample = self._sum(errors, lam, schedule, _constants(self.field_weights, x0))
         return Loss(per_sample.mean(), per_sample, lam)
+
+    def _sum(self, errors: list[Tensor], lam: Tensor, schedule: Schedule, constants: list[float]) -> Tensor:
+        """Return the sum over the fields, shape (B,)."""
+        if not any(constants):
+            raise ConfigError("objective.field_weights: every field has the weight 0, so there is nothing to train")
+        stacked = torch.stack(errors)
+        if self.importance:
+            stacked = stacked * (-self.density.log_prob(lam, schedule)).exp().to(stacked)
+        if self.uncertainty is not None and self.uncertainty.training:
+            u = self.uncertainty(lam)
+            if len(u) != len(stacked):
+                raise ConfigError(f"objective.uncertainty.fields={len(u)}, but the state has {len(stacked)} fields")
+            stacked = stacked * (-u).exp() + u
+        if any(c != 1 for c in constants):
+            # A field of weight 0 is left out, not multiplied: its error may be infinite.
+            return torch.stack([c * error for c, error in zip(constants, stacked, strict=True) if c]).sum(0)
+        return stacked.sum(0)
+
+    def _previous(
+        self, denoiser: Preconditioned, x0: State, eps: State, t: Tensor, cond: Any, step: int
+    ) -> State | None:
+        """Return the network's own estimate, without a gradient, where the coin of this step says so.
+
+        One coin for the batch: with one per row the first pass would be paid for always. Validation always looks.
+        """
+        if not denoiser.self_condition or (denoiser.training and mix(step, SELF_KEY) >= self.self_condition * 2**62):
+            return None
+        with torch.no_grad():
+            x = map_state(lambda leaf, e, p: p.corrupt(leaf, t, e), x0, eps, denoiser.process)
+            found: State = denoiser(x, t, cond).x0
+        torch.clear_autocast_cache()  # or the pass with a gradient would reuse casts of the weights that have none
+        return found
+
+
+def _constants(weights: Any, x0: Any, where: str = "") -> list[float]:
+    """Return the constant of every field of x0 in their order; `weights` need not name all."""
+    if not isinstance(x0, Mapping):
+        if isinstance(weights, Mapping):
+            kind = f"{where} has no fields of its own" if where else "the state has no named fields"
+            raise ConfigError(f"objective.field_weights={dict(weights)}: {kind}; leave it out")
+        return [1.0 if weights is None else float(weights)]
+    weights = {} if weights is None else weights
+    if not isinstance(weights, Mapping):
+        raise ConfigError(f"objective.field_weights: {where} has fields of its own; give a weight to each of them")
+    for name in weights:
+        if name not in x0:
+            raise ConfigError(f"objective.field_weights.{name}: no such field{suggest(name, x0, listing='fields')}")
+    found = [_constants(weights.get(name), leaf, f"{where}.{name}".strip(".")) for name, leaf in x0.items()]
+    return [c for constants in found for c in constants]

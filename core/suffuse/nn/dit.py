@@ -71,6 +71,7 @@ class DiT(nn.Module):
         mlp_ratio: Hidden width of a plain feed-forward with as many weights as ours.
         dropout: Share of dropped hidden activations.
         checkpointing: Recompute blocks in the backward pass instead of storing them.
+        self_condition: Take the previous estimate of x0 as further channels, see `suffuse.self_condition`.
 
     Raises:
         ConfigError: For arguments that do not fit together; in `forward`, for sizes the patch does not divide.
@@ -79,6 +80,7 @@ class DiT(nn.Module):
     def __init__(
         self, shape: Sequence[int], cond_dim: int = 0, patch: int | Sequence[int] = 2, width: int = 384,
         depth: int = 12, heads: int = 6, mlp_ratio: float = 4.0, dropout: float = 0.0, checkpointing: bool = False,
+        self_condition: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.axes = spatial(tuple(shape))
@@ -89,7 +91,8 @@ class DiT(nn.Module):
             raise ConfigError(f"model: heads of {width // max(heads, 1)} channels are too small for {self.axes} axes")
         self.channels, self.width, self.checkpointing = shape[0], width, checkpointing
         inside = self.channels * math.prod(self.patch)
-        self.enter = nn.Linear(inside, width)
+        self.self_condition = self_condition
+        self.enter = nn.Linear(inside * (1 + self_condition), width)
         self.embed = Embedding(width, cond_dim)
         self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -98,16 +101,23 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, noise: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, noise: Tensor, cond: Mapping[str, Tensor] | None = None, previous: Tensor | None = None
+    ) -> Tensor:
         """Return F of the shape of x.
 
         Arguments:
             x: Shape (B, C, *spatial).
             noise: Shape (B,), or (B, T): one level per token, or per slice of equal size along the first axis.
             cond: Holds ``vector``, shape (B, cond_dim), for a conditional network.
+            previous: Earlier estimate of x0, shaped like x; only with `self_condition`, None for zeros.
         """
         sizes = self._grid(x)
-        h = self.enter(self._cut(x, sizes))
+        tokens = self._cut(x, sizes)
+        if self.self_condition:
+            earlier = torch.zeros_like(tokens) if previous is None else self._cut(previous, sizes)
+            tokens = torch.cat([tokens, earlier], -1)
+        h = self.enter(tokens)
         embedded = self._tokens(self.embed(noise, cond), h.shape[1])
         cos, sin = rope(sizes, self.width // self._heads, x.device)
         for block in self.blocks:

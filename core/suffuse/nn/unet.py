@@ -98,6 +98,7 @@ class UNet(nn.Module):
         coordinates: Feed each position's coordinates in, so that convolutions know where they are.
         dropout: Share of dropped activations in the residual blocks.
         checkpointing: Recompute blocks in the backward pass instead of storing them.
+        self_condition: Take the previous estimate of x0 as further channels, see `suffuse.self_condition`.
 
     Raises:
         ConfigError: For arguments that do not fit together; in `forward`, for sizes the total factor does not divide.
@@ -107,10 +108,12 @@ class UNet(nn.Module):
         self, shape: Sequence[int], cond_dim: int = 0, width: int = 64, multipliers: Sequence[int] = (1, 2),
         blocks: int = 1, attention: Sequence[int] = (1,), head_dim: int = 32, factors: Factor | Sequence[Factor] = 2,
         patch: Factor = 1, coordinates: bool = False, dropout: float = 0.0, checkpointing: bool = False,
+        self_condition: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.axes = spatial(tuple(shape))
         self.channels, self.checkpointing, self.coordinates = shape[0], checkpointing, coordinates
+        self.self_condition = self_condition
         levels = len(multipliers)
         if levels < 1 or blocks < 1 or width < 8:
             raise ConfigError("model: needs at least one level (multipliers), one block and a width of 8")
@@ -127,7 +130,7 @@ class UNet(nn.Module):
         self.embed = Embedding(embed, cond_dim)
         widths = [width * m for m in multipliers]
         inside = self.channels * math.prod(self.patch)
-        self.enter = _conv(self.axes, inside + self.axes * coordinates, width)
+        self.enter = _conv(self.axes, inside * (1 + self_condition) + self.axes * coordinates, width)
 
         def block(inputs: int, outputs: int, level: int) -> _Block:
             return _Block(self.axes, inputs, outputs, embed, dropout, head_dim if level in attention else None)
@@ -158,16 +161,21 @@ class UNet(nn.Module):
             self.up.append(stage)
         self.leave_norm, self.leave = _norm(now), _conv(self.axes, now, inside, zero=True)
 
-    def forward(self, x: Tensor, noise: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, noise: Tensor, cond: Mapping[str, Tensor] | None = None, previous: Tensor | None = None
+    ) -> Tensor:
         """Return F of the shape of x.
 
         Arguments:
             x: Shape (B, C, *spatial).
             noise: Shape (B,), or (B, T) with one level per slice of the first spatial axis, which is then kept whole.
             cond: Holds ``vector``, shape (B, cond_dim), for a conditional network.
+            previous: Earlier estimate of x0, shaped like x; only with `self_condition`, None for zeros.
         """
         self._check(x, noise)
         embedded = self.embed(noise, cond)
+        if self.self_condition:
+            x = torch.cat([x, torch.zeros_like(x) if previous is None else previous], 1)
         h = _unshuffle(x, self.patch)
         if self.coordinates:
             h = torch.cat([h, _coordinates(h)], 1)

@@ -1,0 +1,247 @@
+r"""Density: which noise levels training sees, and how often.
+
+A density of half log-SNRs is given by its quantile function, so that stratified draws cost nothing, and by its log
+density, so that any weight can be put against any measure:
+
+    lam = Q(u),  u ~ U(0, 1),    log p(Q(u)) = -log |Q'(u)|.
+
+Q falls with u: like time, a larger share is more noise.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from suffuse.errors import ConfigError
+from suffuse.schedule import Schedule
+from suffuse.weight import check_mode, mode_share, mode_slope, mode_time
+
+__all__ = ["CosMap", "Density", "LogNormal", "LogStudent", "LogitNormal", "Mode", "UniformLogSNR", "UniformTime"]
+
+
+class Density(ABC):
+    """A density of noise levels."""
+
+    @abstractmethod
+    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
+        """Return lam at the share u in (0, 1), float64: lam falls as u, like time, grows."""
+
+    @abstractmethod
+    def log_prob(self, lam: Tensor, schedule: Schedule) -> Tensor:
+        """Return the log density of lam."""
+
+
+@dataclass(frozen=True)
+class UniformTime(Density):
+    """Every time of the schedule as often as another."""
+
+    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
+        """Return lam(u)."""
+        return schedule.lam(u)
+
+    def log_prob(self, lam: Tensor, schedule: Schedule) -> Tensor:
+        """Return log |dt / dlam|, and -inf outside the schedule's times."""
+        t = schedule.time(lam)
+        (alpha, sigma), (d_alpha, d_sigma) = schedule(t), schedule.rates(t)
+        density = -(d_alpha / alpha - d_sigma / sigma).abs().log()
+        return torch.where((t >= 0) & (t <= 1), density, torch.full_like(density, -math.inf))
+
+
+@dataclass(frozen=True)
+class UniformLogSNR(Density):
+    """Every lam in an interval as often as another: the measure of the ELBO.
+
+    "Understanding Diffusion Objectives as the ELBO", Kingma and Gao 2023, section 3; the default interval is that of
+    "Simple Diffusion", Hoogeboom et al. 2023: log-SNR from -15 to 15.
+
+    Arguments:
+        low: Lowest half log-SNR.
+        high: Highest half log-SNR.
+
+    Raises:
+        ConfigError: Unless low < high, both finite.
+    """
+
+    low: float = -7.5
+    high: float = 7.5
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ConfigError(f"objective.density: need low < high, both finite, not {self.low} and {self.high}")
+
+    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
+        """Return high - u (high - low)."""
+        return self.high - u * (self.high - self.low)
+
+    def log_prob(self, lam: Tensor, schedule: Schedule) -> Tensor:
+        """Return -log(high - low), and -inf outside."""
+        inside = (lam >= self.low) & (lam <= self.high)
+        return torch.where(inside, -math.log(self.high - self.low), torch.full_like(lam, -math.inf))
+
+
+@dataclass(frozen=True)
+class LogNormal(Density):
+    """log(sigma/alpha) = -lam is normal. "Elucidating the Design Space …", Karras et al. 2022, table 1.
+
+    On the straight line logit(t) = -lam: the logit-normal density of times of SD3 is this one with other numbers.
+
+    Raises:
+        ConfigError: Unless std > 0.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        _check_positive("std", self.std)
+
+    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
+        """Return -(mean + std Phi^{-1}(u))."""
+        lam: Tensor = -(self.mean + self.std * torch.special.ndtri(u))
+        return lam
+
+    def log_prob(self, lam: Tensor, schedule: Schedule) -> Tensor:
+        """Return the normal log density."""
+        z = (-lam - self.mean) / self.std
+        return -0.5 * z**2 - math.log(self.std * math.sqrt(2 * math.pi))
+
+
+@dataclass(frozen=True)
+class LogitNormal(LogNormal):
+    """logit of the flow time t = sigma/(alpha+sigma) is normal. "Scaling Rectified Flow Transformers", Esser et al.
+    2024, eq. 19."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True)
+class Mode(Density):
+    """Flow times f(u) = 1 - u - s (cos^2(pi u / 2) - 1 + u) with u uniform: heavy tails, no density of 0 anywhere.
+
+    "Scaling Rectified Flow Transformers", Esser et al. 2024, eq. 20.
+
+    Arguments:
+        scale: s: 0 is uniform in flow time, positive prefers the middle, negative the ends.
+
+    Raises:
+        ConfigError: Unless scale is in [-1, 2/(pi - 2)).
+    """
+
+    scale: float = 1.29
+
+    def __post_init__(self) -> None:
+        check_mode("objective.density.scale", self.scale)
+
+    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
+        """Return log((1 - t) / t) at t = f(1 - u)."""
+        return mode_time(1 - u, self.scale).log() - mode_time(u, self.scale).log()
+
+    def log_prob(self, lam: Tensor, schedule: Schedule) -> Tensor:
+        """Return log(t (1 - t) / f')."""
+        slope = mode_slope(mode_share(lam, self.scale), self.scale)
+        return torch.nn.functional.logsigmoid(lam) + torch.nn.functional.logsigmoid(-lam) - slope.log()
+
+
+@dataclass(frozen=True)
+class CosMap(Density):
+    """Uniform times of the cosine schedule, on any schedule: lam = -log tan(pi u / 2), p(lam) = sech(lam) / pi.
+
+    "Improved Denoising Diffusion Probabilistic Models", Nichol and Dhariwal 2021, eq. 17 without its offset; CosMap in
+    "Scaling Rectified Flow Transformers", Esser et al. 2024, eq. 21.
+    """
+
+    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
+        """Return -log tan(pi u / 2), as a ratio of sines so that neither end loses digits."""
+        return torch.sin(math.pi / 2 * (1 - u)).log() - torch.sin(math.pi / 2 * u).log()
+
+    def log_prob(self, lam: Tensor, schedule: Schedule) -> Tensor:
+        """Return log(sech(lam) / pi)."""
+        far = lam.abs()
+        return math.log(2 / math.pi) - far - torch.log1p(torch.exp(-2 * far))
+
+
+@dataclass(frozen=True)
+class LogStudent(Density):
+    """log(sigma/alpha) = -lam = mean + std T with Student's T: a log-normal that also visits the far levels.
+
+    "Truncated Consistency Models", Lee et al. 2024, who draw times so.
+
+    Arguments:
+        mean: Location.
+        std: Scale of T; its standard deviation is sqrt(df / (df - 2)) times that.
+        df: Degrees of freedom; infinity would be the log-normal, 1 is Cauchy's.
+
+    Raises:
+        ConfigError: Unless std > 0 and df is in [0.001, 1000].
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+    df: float = 3.0
+
+    def __post_init__(self) -> None:
+        _check_positive("std", self.std)
+        if not 0.001 <= self.df <= 1000:
+            raise ConfigError(f"objective.density.df={self.df} must be in [0.001, 1000]; LogNormal is the limit")
+
+    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
+        """Return -(mean + std F^{-1}(u)), F^{-1} by cubic interpolation of asinh(x) in log F."""
+        log_cdf, place, slope = (torch.from_numpy(table).to(u.device) for table in student_table(self.df))
+        y = torch.minimum(u, 1 - u).log().to(torch.float64).clamp(float(log_cdf[0]), float(log_cdf[-1]))
+        cell = torch.searchsorted(log_cdf, y.contiguous()).clamp(1, len(log_cdf) - 1)
+        start, width = log_cdf[cell - 1], log_cdf[cell] - log_cdf[cell - 1]
+        s = (y - start) / width
+        low = (1 + 2 * s) * place[cell - 1] + s * width * slope[cell - 1]
+        high = (3 - 2 * s) * place[cell] + (s - 1) * width * slope[cell]
+        x = torch.sinh((1 - s) ** 2 * low + s**2 * high)
+        return -(self.mean + self.std * torch.where(u < 0.5, x, -x))
+
+    def log_prob(self, lam: Tensor, schedule: Schedule) -> Tensor:
+        """Return Student's log density."""
+        z = (-lam - self.mean) / self.std
+        return _student(self.df) - 0.5 * (self.df + 1) * torch.log1p(z**2 / self.df) - math.log(self.std)
+
+
+def _student(df: float) -> float:
+    """Return the log of Student's density at 0."""
+    return math.lgamma(0.5 * (df + 1)) - math.lgamma(0.5 * df) - 0.5 * math.log(df * math.pi)
+
+
+@functools.lru_cache(maxsize=8)
+def student_table(df: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return log F, s and ds / d log F at rising points s = asinh(x) <= 0 of Student's distribution.
+
+    In s both tails of F are exponentials, so a fixed step resolves them: Gauss-Legendre sums of the density per cell,
+    added to the tail below the first point, where dF/ds = df F. That point, x = -e^60, is beyond any noise level.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(8)
+    edges = np.linspace(-60.0, 0.0, 8193)
+    half = 0.5 * (edges[1] - edges[0])
+
+    def density(s: np.ndarray) -> np.ndarray:
+        """Return the density of s; log cosh and log(1 + x^2/df) without overflow."""
+        far = np.abs(s)
+        log_cosh = far + np.log1p(np.exp(-2 * far)) - math.log(2)
+        log_square = 2 * (far + np.log(-np.expm1(-2 * far) + 1e-300) - math.log(2)) - math.log(df)
+        density: np.ndarray = np.exp(_student(df) - 0.5 * (df + 1) * np.logaddexp(0, log_square) + log_cosh)
+        return density
+
+    cells = (density(edges[:-1, None] + half * (1 + nodes)) * weights).sum(1) * half
+    below = density(edges[:1]) / df
+    cdf = np.concatenate([below, below + np.cumsum(cells)])
+    keep = cdf > 1e-16
+    cdf, edges = cdf[keep], edges[keep]
+    return np.log(cdf), edges, cdf / density(edges)
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ConfigError(f"objective.density.{name}={value} must be positive")
