@@ -15,7 +15,7 @@ FLOORS = {
             ["schedule", "state", "noise", "nn", "targets", "ema"],
             ["denoiser", "process", "grid", "conditioner", "solver", "weight", "density", "coupling", "uncertainty"],
             ["sampler", "guidance", "observation", "objective", "self_condition"],
-            ["data", "codec", "preview", "metrics", "build", "checkpoint", "model"],
+            ["data", "codec", "preview", "metrics", "build", "checkpoint", "posthoc", "model"],
             ["sampling", "training"],
             ["rundir"],
             ["jobs", "app", "info", "testing"],

@@ -73,6 +73,18 @@ examples
   sample ckpt=outputs/image/x sampler=unipc sampler.steps=8 grid=tuned
 """
 
+EMA_HELP = """\
+usage: suffuse ema ckpt=RUN_DIR_OR_FILE std=WIDTH [out=FILE]
+
+Writes a copy of a checkpoint whose averaged weights have another width, a share of the run, combined from the snapshots
+that a run with ema=posthoc keeps. By default the file is checkpoints/ema-WIDTH.ckpt of the run.
+
+examples
+  train modality=NAME ema=posthoc name=x
+  suffuse ema ckpt=outputs/NAME/x std=0.15
+  sample ckpt=outputs/NAME/x/checkpoints/ema-0.15.ckpt
+"""
+
 
 def _modalities() -> str:
     rows = registry().providers.values()
@@ -163,6 +175,30 @@ def _on_checkpoint(argv: list[str], job: str, text: str, command: str) -> None:
     app.run_sample(words, checkpoint, job)
 
 
+def _ema(argv: list[str]) -> None:
+    if not argv or {"-h", "--help"} & set(argv):
+        print(EMA_HELP, end="")
+        return
+    given: dict[str, str] = {}
+    for word in argv:
+        _, key, value = overrides.split(word)
+        if "=" not in word or key not in ("ckpt", "std", "out"):
+            raise ConfigError(f"unknown key {key!r}{suggest(key, ('ckpt', 'std', 'out'), listing='keys')}")
+        given[key] = value
+    for key, example in (("ckpt", "RUN_DIR_OR_FILE"), ("std", "0.1")):
+        if not given.get(key):
+            raise ConfigError(f"{key} is not set; give it as {key}={example}")
+    try:
+        std = float(given["std"])
+    except ValueError:
+        raise ConfigError(f"std={given['std']} is not a number; give a share of the run, as std=0.1") from None
+    checkpoint = find_checkpoint(given["ckpt"])
+
+    from suffuse.posthoc import reconstruct
+
+    print(reconstruct(checkpoint, std, Path(given["out"]).expanduser() if given.get("out") else None))
+
+
 def find_checkpoint(where: str) -> Path:
     """Return the checkpoint file of a run directory, or the file itself.
 
@@ -209,7 +245,7 @@ def _plugins(as_json: bool) -> int:
 
 def main() -> None:
     """Entry point of ``suffuse``: train and sample, look at the installation or a checkpoint, start a plugin."""
-    tasks = {"train": _train, "sample": _sample, "tune": _tune}
+    tasks = {"train": _train, "sample": _sample, "tune": _tune, "ema": _ema}
     if len(sys.argv) > 1 and sys.argv[1] in tasks:
         task = sys.argv.pop(1)
         _guard(task, tasks[task], sys.argv[1:])
@@ -219,6 +255,7 @@ def main() -> None:
     commands.add_parser("train", help="train a model (the same as the command `train`)")
     commands.add_parser("sample", help="draw samples from a checkpoint (the same as `sample`)")
     commands.add_parser("tune", help="fit a sampler's time grid to a trained model")
+    commands.add_parser("ema", help="choose the width of the averaged weights after training")
     plugins = commands.add_parser("plugins", help="list modality packages; fails if one is broken")
     plugins.add_argument("--json", action="store_true", help="print one JSON object")
     new = commands.add_parser("new", help="write the skeleton of a modality package")

@@ -38,6 +38,7 @@ def show(path: Path, as_json: bool = False) -> str:
         "installed": installed.dist if installed else None,
         "suffuse": record["version"],
         "step": record["step"],
+        **({"ema": f"std {record['ema']['std']:g}"} if "ema" in record else {}),
         "steps": record["config"]["steps"],
         "weights": weights,
         "facts": record["facts"],

@@ -21,16 +21,19 @@ from omegaconf import DictConfig, OmegaConf
 from suffuse import checkpoint as files
 from suffuse.build import build
 from suffuse.data import Data
+from suffuse.ema import PostHoc
 from suffuse.errors import ConfigError, SuffuseError
 from suffuse.model import Facts, Model, Recipe
 from suffuse.overrides import check_limits
 from suffuse.plugins import registry
+from suffuse.posthoc import FOLDER
 from suffuse.rundir import next_samples, resume_path, run_dir, tuned_folder, write_text
 from suffuse.sampling import Sampling, write_samples
 from suffuse.training.callbacks import Checkpoints, Monitor, Previews, Stop, Validation
 from suffuse.training.io import AtomicIO
 from suffuse.training.module import TrainingModule
 from suffuse.training.progress import Progress, duration, say
+from suffuse.training.snapshots import Snapshots
 from suffuse.tuning import Stored
 from suffuse.tuning import tune as search
 
@@ -107,10 +110,11 @@ class _Training:
         cfg, how, every = self.cfg, self.cfg["trainer"], self.cfg["every"]
         self.run_dir.mkdir(parents=True, exist_ok=True)
         write_text(self.run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg)))
+        decay = build(cfg["ema"], "ema")
         module = TrainingModule(
             model=self.model, codec=self.codec, data=self.data,
             optimizer=build(cfg["optimizer"], "optimizer"), lr=build(cfg["lr_schedule"], "lr_schedule"),
-            decay=build(cfg["ema"], "ema"), steps=cfg["steps"], seed=self.seed, accumulate=how["accumulate"],
+            decay=decay, steps=cfg["steps"], seed=self.seed, accumulate=how["accumulate"],
             clip=how["clip"], max_skipped=how["max_skipped"], record=self.record,
         )  # fmt: skip
         if cfg["compile"]:
@@ -125,6 +129,7 @@ class _Training:
             ),
             *(build(node, f"callbacks.{name}") for name, node in (cfg["callbacks"] or {}).items()),
             stop,
+            *([Snapshots(decay, self.run_dir / "checkpoints" / FOLDER)] if isinstance(decay, PostHoc) else []),
             Checkpoints(every["checkpoint"], cfg["keep"], self.run_dir / "checkpoints"),
         ]
         loggers = [

@@ -174,6 +174,11 @@ class TrainingModule(LightningModule):
     def _averaged(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 
+    @property
+    def averaged_names(self) -> list[str]:
+        """Names of the averaged parameters, as in ``state_dict``."""
+        return [name for name, _ in self._averaged()]
+
     @contextmanager
     def averaged(self) -> Iterator[Model]:
         """Lend the model in evaluation mode with the averaged weights in place."""
