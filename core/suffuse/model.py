@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from suffuse.build import build
+from suffuse.checkpoint import read
 from suffuse.conditioner import Conditioner
 from suffuse.data import Data, spaced
 from suffuse.denoiser import Denoiser, Preconditioned
 from suffuse.errors import CheckpointError, ConfigError
-from suffuse.guidance import ClassifierFree
+from suffuse.guidance import CFG, Guidance, Setting, Weaker
 from suffuse.noise import KeyedNoise
 from suffuse.objective import Objective
-from suffuse.process import Process
+from suffuse.process import Process, reference
 from suffuse.sampler import sample
+from suffuse.self_condition import SelfConditioned
 from suffuse.state import State, leaves, map_state
 
-__all__ = ["Facts", "Model", "Recipe"]
+__all__ = ["AutoGuidance", "Facts", "Model", "Recipe"]
 
 Shape = tuple[int, ...] | Mapping[str, "Shape"]
 
@@ -93,18 +95,20 @@ class Recipe:
 
     sampler: Any
     grid: Any
-    scale: float = 1.0
-    interval: tuple[float | None, float | None] = (None, None)
+    guidance: Guidance = field(default_factory=CFG)
+
+    @property
+    def scale(self) -> float:
+        """How hard the condition pulls; 1 is no guidance."""
+        return self.guidance.scale
 
     @classmethod
     def build(cls, cfg: Mapping[str, Any]) -> Recipe:
         """Build from the groups ``sampler``, ``grid`` and ``guidance`` of a config."""
-        guidance = dict(cfg.get("guidance") or {})
-        scale = guidance.get("scale", 1.0)
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < float("inf"):
-            raise ConfigError(f"guidance.scale={scale} must be a number of at least 0 (1 = no guidance)")
-        low, high = guidance.get("interval") or (None, None)
-        return cls(build(cfg["sampler"], "sampler"), build(cfg["grid"], "grid"), float(scale), (low, high))
+        node = dict(cfg.get("guidance") or {})
+        # Checkpoints of the first format hold a scale and an interval alone.
+        node = node if "_target_" in node else {"_target_": "suffuse.guidance.CFG", **node}
+        return cls(build(cfg["sampler"], "sampler"), build(cfg["grid"], "grid"), build(node, "guidance"))
 
 
 class Model(nn.Module):
@@ -118,7 +122,8 @@ class Model(nn.Module):
     def __init__(self, cfg: Mapping[str, Any], facts: Facts) -> None:
         super().__init__()
         self.facts = facts
-        self.objective: Objective = build(_fill(cfg["objective"], facts.sigma_data), "objective")
+        self.objective: Objective = build(_fill(cfg["objective"], facts), "objective")
+        self.uncertainty = self.objective.uncertainty  # its weights are trained, saved and resumed with the model
         self.process: Process | Mapping[str, Process] = build(cfg["process"], "process")
         self.conditioner: Conditioner = build(
             cfg["conditioner"], "conditioner", labels=list(facts.labels), scalars=list(facts.scalars)
@@ -148,24 +153,88 @@ class Model(nn.Module):
             seeds: Shape (B,), int64; a sample's noise depends on its seed alone.
             raw: Conditions as `Conditioner.parse` returns them.
         """
-        device = next(self.parameters()).device
         with torch.inference_mode():
-            cond = self.conditioner({name: value.to(device) for name, value in raw.items()})
-            denoiser: Denoiser = self.denoiser
-            if recipe.scale != 1 and self.conditioner.width:
-                null = self.conditioner.null(len(seeds), device)
-                denoiser = ClassifierFree(self.denoiser, recipe.scale, null, recipe.interval)
-            schedule = next(iter(self.process.values())) if isinstance(self.process, Mapping) else self.process
-            grid = recipe.grid(schedule.schedule, recipe.sampler.steps)
-            like = self.facts.like(len(seeds), device)
-            return sample(denoiser, self.process, recipe.sampler, grid, KeyedNoise(seeds.to(device)), like, cond)
+            denoiser, cond = self.guided(recipe, raw, len(seeds))
+            grid = recipe.grid(reference(self.process).schedule, recipe.sampler.steps)
+            like = self.facts.like(len(seeds), self.device)
+            noise = KeyedNoise(seeds.to(self.device))
+            return sample(denoiser, self.process, recipe.sampler, grid, noise, like, cond)
+
+    def guided(self, recipe: Recipe, raw: Mapping[str, Tensor], rows: int) -> tuple[Denoiser, Any]:
+        """Return the denoiser that a recipe samples from, and the embedded conditions."""
+        cond = self.conditioner({name: value.to(self.device) for name, value in raw.items()})
+        plain = SelfConditioned(self.denoiser) if self.denoiser.self_condition else self.denoiser
+        null = self._null(recipe.guidance, rows) if self.conditioner.width else None
+        grid = recipe.grid(reference(self.process).schedule, recipe.sampler.steps)
+        return recipe.guidance(plain, Setting(grid, null, raw, self.facts)), cond
+
+    def _null(self, guidance: Guidance, rows: int) -> dict[str, Tensor]:
+        """Return the embedded condition that guidance moves away from: none, or the negative one."""
+        negative = getattr(guidance, "negative", None)
+        if not negative:
+            return self.conditioner.null(rows, self.device)
+        absent = {"label": -1} if self.facts.labels else {}
+        raw = self.conditioner.parse({**absent, **negative}, rows)
+        embedded: dict[str, Tensor] = self.conditioner({name: value.to(self.device) for name, value in raw.items()})
+        return embedded
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
 
 
-def _fill(node: Any, sigma_data: Any) -> Any:
-    """Return `node` with every ``sigma_data: null`` replaced by what was measured."""
+@dataclass(frozen=True)
+class AutoGuidance(Guidance):
+    """Autoguidance: away from a worse model of the same data, see `suffuse.guidance.Weaker`.
+
+    Arguments:
+        scale: w; 1 is no guidance.
+        interval: Where it acts.
+        ckpt: Run directory or checkpoint file of the worse model.
+        weights: Which of its weights: ``ema`` or ``raw``.
+
+    Raises:
+        ConfigError: For an argument out of range or no checkpoint; in a draw, when the worse model is of other data.
+        CheckpointError: When there is no checkpoint there.
+    """
+
+    ckpt: str | None = None
+    weights: str = "ema"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ckpt is None:
+            raise ConfigError("guidance.ckpt is not set; give the run directory or checkpoint of a weaker model")
+        from suffuse.cli import find_checkpoint
+
+        weaker = Model.load(read(find_checkpoint(str(self.ckpt))), self.weights)
+        object.__setattr__(self, "_weaker", weaker.requires_grad_(False))
+
+    def __call__(self, denoiser: Denoiser, setting: Setting) -> Denoiser:
+        """Return the guided denoiser."""
+        if self.scale == 1:
+            return denoiser
+        weaker: Model = self._weaker  # type: ignore[attr-defined]
+        for what in ("shape", "labels", "scalars"):
+            theirs, ours = getattr(weaker.facts, what), getattr(setting.facts, what)
+            if theirs != ours and not (what != "shape" and not weaker.conditioner.width):
+                raise ConfigError(
+                    f"guidance.ckpt={self.ckpt}: its {what} {theirs} are not the model's {ours}; choose a model of the "
+                    "same data"
+                )
+        device = next(denoiser.parameters()).device
+        weaker.to(device)
+        cond = weaker.conditioner({name: value.to(device) for name, value in (setting.raw or {}).items()})
+        plain = SelfConditioned(weaker.denoiser) if weaker.denoiser.self_condition else weaker.denoiser
+        return Weaker(denoiser, self.scale, plain, cond, self.interval)
+
+
+def _fill(node: Any, facts: Facts) -> Any:
+    """Return `node` with every ``sigma_data: null`` and ``fields: null`` replaced by what the data says."""
+    known = {"sigma_data": facts.sigma_data, "fields": len(list(leaves(facts.shape)))}
     if isinstance(node, Mapping):
         return {
-            key: sigma_data if key == "sigma_data" and value is None else _fill(value, sigma_data)
-            for key, value in node.items()
+            key: known[key] if key in known and value is None else _fill(value, facts) for key, value in node.items()
         }
     return node
