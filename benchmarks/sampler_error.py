@@ -5,8 +5,11 @@ probability-flow ODE's by an adaptive integrator of order 8. Peers run on Karras
 ours on karras, on exponential, and on a grid tuned to the target on other trajectories. Errors are medians over
 trajectories of the root mean square distance. All libraries see the same starts and the same denoiser, in one run.
 
+With --ckpt the denoiser is a trained network, guided as its run says, and the exact end that of 1,000 steps of our own
+third-order method.
+
     uv run --group bench python benchmarks/sampler_error.py [--json] [--plot FILE.png] [--schedule ve|vp|flow]
-        [--evaluations 5 8 10 16 20 32 50] [--rows 96] [--tries 600]
+        [--evaluations 5 8 10 16 20 32 50] [--rows 96] [--tries 600] [--ckpt RUN]
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from suffuse.denoiser import Exact
 from suffuse.grid import Exponential, Grid, Karras
 from suffuse.noise import KeyedNoise
 from suffuse.process import Gaussian as Process
+from suffuse.process import reference
 from suffuse.sampler import Multistep, PredictorCorrector, Sampler, SingleStep, sample
 from suffuse.schedule import EDM, RectifiedFlow, Schedule, VPLinear
 from suffuse.targets import GaussianMixture
@@ -64,9 +68,43 @@ def mixture(seed: int = 0) -> GaussianMixture:
     return GaussianMixture(means, spread**2, torch.full((12,), 1 / 12, dtype=f64))
 
 
-def starts(first: int, rows: int) -> Tensor:
-    """Return standard normal starts, shape (rows, 32)."""
-    return KeyedNoise(torch.arange(first, first + rows)).normal(torch.empty(rows, DIM, dtype=f64), 0)
+class Network:
+    """A trained, guided model as a function of (x, alpha, sigma) on flat states; row i has the label i modulo ten."""
+
+    def __init__(self, run: str, rows: int) -> None:
+        from suffuse.checkpoint import read
+        from suffuse.cli import find_checkpoint
+        from suffuse.model import Model, Recipe
+
+        saved = read(find_checkpoint(run))
+        model = Model.load(saved)
+        classes = max(len(model.facts.labels), 1)
+        asked = {"label": [i % classes for i in range(rows)]} if model.facts.labels else {}
+        raw = model.conditioner.parse(asked, rows)
+        self.denoiser, self.cond = model.guided(Recipe.build(saved["suffuse"]["config"]), raw, rows)
+        self.shape, self.dim = model.facts.shape, math.prod(model.facts.shape)
+        self.schedule = reference(model.process).schedule
+
+    def posterior_mean(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return the model's x0: what it depends on is x/alpha and sigma/alpha, brought to its own schedule."""
+        a, s = float(alpha.flatten()[0]), float(sigma.flatten()[0])
+        t = float(self.schedule.time(math.log(a / s)))
+        own = self.schedule(t)
+        scaled = (x * (float(own.alpha) / a)).float().view(-1, *self.shape)
+        with torch.inference_mode():
+            return self.denoiser(scaled, t, self.cond).x0.flatten(1).to(x.dtype)
+
+
+def starts(first: int, rows: int, dim: int = DIM) -> Tensor:
+    """Return standard normal starts, shape (rows, dim)."""
+    return KeyedNoise(torch.arange(first, first + rows)).normal(torch.empty(rows, dim, dtype=f64), 0)
+
+
+def fine(target: Network, unit: Tensor) -> Tensor:
+    """Return where 1,000 steps of third order take sigma_max times `unit`."""
+    process, grid = Process(EDM()), Exponential(SIGMA_MIN, SIGMA_MAX)(EDM(), 1000)
+    x = SIGMA_MAX * unit
+    return sample(Exact(process, target.posterior_mean), process, Multistep(1000, order=3), grid, None, x, x=x)  # type: ignore[arg-type]
 
 
 def exact(target: GaussianMixture, unit: Tensor) -> Tensor:
@@ -91,7 +129,7 @@ def median(found: Tensor, wanted: Tensor) -> float:
 
 
 def ours(
-    target: GaussianMixture, schedule: Schedule, unit: Tensor, wanted: Tensor, counts: list[int], tries: int
+    target: Any, schedule: Schedule, unit: Tensor, wanted: Tensor, counts: list[int], tries: int
 ) -> dict[str, dict[int, float]]:
     """Return errors per method, grid and number of evaluations."""
     process = Process(schedule)
@@ -114,14 +152,14 @@ def ours(
                 rows.setdefault(f"{name}, karras", {})[n] = error(make(steps), karras(schedule, steps))
         for name in ("dpmpp_2m", "dpmpp_3m", "unipc2_eps", "unipc3_eps"):
             sampler = SAMPLERS[name](n)
-            seeds = torch.arange(10**6, 10**6 + 96)  # not the trajectories that are measured
-            tuned = tune(denoiser, process, sampler, exponential, seeds, torch.empty(96, DIM, dtype=f64), tries=tries)
+            seeds = torch.arange(10**6, 10**6 + len(unit))  # not the trajectories that are measured
+            tuned = tune(denoiser, process, sampler, exponential, seeds, like, tries=tries)
             rows.setdefault(f"{name}, tuned", {})[n] = error(sampler, tuned.grid)
             print(f"tuned {name} to {n} steps: {rows[f'{name}, tuned'][n]:.1e}", file=sys.stderr)
     return rows
 
 
-def diffusers(target: GaussianMixture, unit: Tensor, wanted: Tensor, counts: list[int]) -> dict[str, dict[int, float]]:
+def diffusers(target: Any, unit: Tensor, wanted: Tensor, counts: list[int]) -> dict[str, dict[int, float]]:
     """Return errors of diffusers' schedulers in their documented loop, on Karras' levels."""
     import diffusers as d
 
@@ -163,7 +201,7 @@ def diffusers(target: GaussianMixture, unit: Tensor, wanted: Tensor, counts: lis
     return rows
 
 
-def azula(target: GaussianMixture, unit: Tensor, wanted: Tensor, counts: list[int]) -> dict[str, dict[int, float]]:
+def azula(target: Any, unit: Tensor, wanted: Tensor, counts: list[int]) -> dict[str, dict[int, float]]:
     """Return errors of azula's samplers on a schedule whose even times are Karras' levels, then a clean end."""
     from azula import sample as methods
     from azula.denoise import Denoiser, DiracPosterior
@@ -238,11 +276,20 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, nargs="+", default=[5, 8, 10, 16, 20, 32, 50])
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--tries", type=int, default=600)
+    parser.add_argument("--ckpt")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")  # diffusers' DEIS divides by zero at a clean end
-    target, unit = mixture(), starts(0, args.rows)
-    wanted, counts = exact(target, unit), args.evaluations
+    counts: list[int] = args.evaluations
+    if args.ckpt:
+        torch.set_num_threads(2)
+        network = Network(args.ckpt, args.rows)
+        target: Any = network
+        unit = starts(0, args.rows, network.dim)
+        wanted = fine(network, unit)
+    else:
+        target, unit = mixture(), starts(0, args.rows)
+        wanted = exact(target, unit)
     schedule = {"ve": EDM(), "vp": VPLinear(), "flow": RectifiedFlow()}[args.schedule]
     table = ours(target, schedule, unit, wanted, counts, args.tries)
     table |= diffusers(target, unit, wanted, counts) | azula(target, unit, wanted, counts)

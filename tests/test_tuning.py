@@ -127,5 +127,5 @@ def test_stored_grids(tmp_path):
         Stored()
     for text in ("{", "[]", '{"sigmas": [1.0, 2.0], "clean": true}', '{"sigmas": [1.0], "clean": true}'):
         file.write_text(text)
-        with pytest.raises(ConfigError, match="tuned grid|must be at least two"):
+        with pytest.raises(ConfigError, match=r"tuned grid|must be at least two"):
             Stored(str(file))
