@@ -13,8 +13,19 @@ FLOORS = {
     for floor, names in enumerate(
         [
             ["schedule", "state", "noise", "nn", "targets", "ema"],
-            ["denoiser", "process", "grid", "conditioner", "solver", "weight", "density", "coupling", "uncertainty"],
-            ["sampler", "guidance", "observation", "objective", "self_condition"],
+            [
+                "denoiser",
+                "process",
+                "grid",
+                "conditioner",
+                "solver",
+                "weight",
+                "density",
+                "coupling",
+                "uncertainty",
+                "integrate",
+            ],
+            ["sampler", "guidance", "observation", "objective", "self_condition", "likelihood"],
             ["data", "codec", "preview", "metrics", "build", "checkpoint", "posthoc", "model"],
             ["sampling", "training"],
             ["rundir"],
