@@ -12,19 +12,8 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         [
-            ["schedule", "state", "noise", "nn", "targets", "ema"],
-            [
-                "denoiser",
-                "process",
-                "grid",
-                "conditioner",
-                "solver",
-                "weight",
-                "density",
-                "coupling",
-                "uncertainty",
-                "integrate",
-            ],
+            ["schedule", "state", "noise", "nn", "targets", "ema", "integrate"],
+            ["denoiser", "process", "grid", "conditioner", "solver", "weight", "density", "coupling", "uncertainty"],
             ["sampler", "guidance", "observation", "objective", "self_condition", "likelihood"],
             ["data", "codec", "preview", "metrics", "build", "checkpoint", "posthoc", "model"],
             ["sampling", "training"],

@@ -1,8 +1,8 @@
 r"""Likelihood: log p(x_0) of what a denoiser generates, through the probability-flow ODE.
 
 In the frame y = x_t / alpha_t the noise level is s = sigma / alpha = e^{-lam}, and with D = E[x_0 | x_t] the flow and
-the change of the density along it ("FFJORD", Grathwohl et al. 2019, eq. 4; "Score-Based Generative Modeling through SDEs",
-Song et al. 2021, eq. 39) are
+the change of the density along it ("FFJORD", Grathwohl et al. 2019, eq. 4; "Score-Based Generative Modeling through
+SDEs", Song et al. 2021, eq. 39) are
 
     dy/dlam = D - y,    d log p(y)/dlam = n - tr dD/dy,
 
@@ -159,10 +159,7 @@ class Likelihood:
         start = map_state(lambda x, p, d: x / flow.level(p, high, d).r, x0, process, spread)
         rows = next(leaves(x0)).shape[0]
         point = Point(start, torch.zeros(rows, dtype=torch.float64, device=next(leaves(x0)).device))
-        if self.steps:
-            point = fixed(flow, point, high, low, self.steps)
-        else:
-            point = self._adaptive(flow, point, high, low)
+        point = fixed(flow, point, high, low, self.steps) if self.steps else self._adaptive(flow, point, high, low)
         dof = map_state(lambda x, p: p.space.dof(x).double(), x0, process)
         mean = flow.predict(low, map_state(torch.zeros_like, start)) if self.prior == "data" else None
 
