@@ -21,11 +21,11 @@ from suffuse.denoiser import Denoiser, EDMPrecond, Preconditioned, Prediction
 from suffuse.grid import Karras
 from suffuse.noise import KeyedNoise
 from suffuse.process import Gaussian
-from suffuse.sampler import Euler, Heun, Multistep, sample
+from suffuse.sampler import Euler, Heun, Multistep, PredictorCorrector, sample
 from suffuse.schedule import EDM
 from torch import Tensor, nn
 
-SHAPE = (1, 4, 32, 32)
+SHAPE = (4, 3, 16, 16)
 REPEATS = 3
 """Timed draws of a method per round."""
 
@@ -59,16 +59,22 @@ class Echo(nn.Module):
 def ours(steps: int, device: str) -> dict[str, Run]:
     """Return our samplers."""
     process, grid = Gaussian(EDM()), Karras()
-    like, noise = torch.zeros(SHAPE, device=device), KeyedNoise(torch.zeros(1, dtype=torch.int64, device=device))
+    like, noise = torch.zeros(SHAPE, device=device), KeyedNoise(torch.arange(SHAPE[0], device=device))
     stored, network = Stored(process, like.clone()), Preconditioned(Echo(), process, EDMPrecond())
-    kinds = {"order 1": Euler(steps), "order 2": Multistep(steps, order=2), "order 3": Multistep(steps, order=3)}
-    kinds["heun"] = Heun(steps)
+    kinds = {
+        "order 1": Euler(steps), "order 2": Multistep(steps, order=2), "order 3": Multistep(steps, order=3),
+        "deis 2": Multistep(steps, order=2, basis="eps"), "deis 3": Multistep(steps, order=3, basis="eps"),
+        "lms 3": Multistep(steps, order=3, basis="sigma"), "flow ab 2": Multistep(steps, order=2, basis="flow"),
+        "unipc 2": PredictorCorrector(steps, order=2), "unipc 3": PredictorCorrector(steps, order=3),
+        "sde 2": Multistep(steps, order=2, eta=1.0), "heun": Heun(steps),
+    }  # fmt: skip
 
     def run(denoiser: Denoiser, sampler: Any) -> Run:
         return lambda: sample(denoiser, process, sampler, grid(process.schedule, steps), noise, like)
 
     rows = {name: run(stored, sampler) for name, sampler in kinds.items()}
-    return rows | {f"{name}, EDM": run(network, sampler) for name, sampler in kinds.items()}
+    behind = ("order 1", "order 2", "order 3", "heun")
+    return rows | {f"{name}, EDM": run(network, kinds[name]) for name in behind}
 
 
 def diffusers(steps: int, device: str) -> dict[str, Run]:
@@ -82,6 +88,13 @@ def diffusers(steps: int, device: str) -> dict[str, Run]:
         "order 1": d.EulerDiscreteScheduler(prediction_type="sample", use_karras_sigmas=True),
         "order 2": dpm(2),
         "order 3": dpm(3),
+        "deis 2": d.DEISMultistepScheduler(solver_order=2, prediction_type="sample"),
+        "deis 3": d.DEISMultistepScheduler(solver_order=3, prediction_type="sample"),
+        "unipc 2": d.UniPCMultistepScheduler(solver_order=2, prediction_type="sample", use_karras_sigmas=True),
+        "unipc 3": d.UniPCMultistepScheduler(solver_order=3, prediction_type="sample", use_karras_sigmas=True),
+        "sde 2": d.DPMSolverMultistepScheduler(
+            solver_order=2, prediction_type="sample", use_karras_sigmas=True, algorithm_type="sde-dpmsolver++"
+        ),
         "heun": d.HeunDiscreteScheduler(prediction_type="sample", use_karras_sigmas=True),
     }
     x0 = torch.zeros(SHAPE, device=device)
@@ -108,7 +121,7 @@ def azula(steps: int, device: str) -> dict[str, Run]:
     from azula.denoise import Denoiser as Base
     from azula.denoise import DiracPosterior, KarrasDenoiser
     from azula.noise import VESchedule
-    from azula.sample import EulerSampler, HeunSampler, xEABSampler
+    from azula.sample import EulerSampler, HeunSampler, vABSampler, xEABSampler, zABSampler, zEABSampler
 
     x0 = torch.zeros(SHAPE, device=device)
 
@@ -126,7 +139,8 @@ def azula(steps: int, device: str) -> dict[str, Run]:
         "order 2": (xEABSampler, {"order": 2}),
         "order 3": (xEABSampler, {"order": 3}),
     }
-    kinds["heun"] = (HeunSampler, {})
+    kinds |= {"deis 2": (zEABSampler, {"order": 2}), "deis 3": (zEABSampler, {"order": 3}), "heun": (HeunSampler, {})}
+    kinds |= {"lms 3": (zABSampler, {"order": 3}), "flow ab 2": (vABSampler, {"order": 2})}
 
     def run(sampler: Any) -> Run:
         return lambda: sampler(torch.randn(SHAPE, device=device))
@@ -173,10 +187,10 @@ def main() -> None:
         print(json.dumps({"unit": "microseconds per step", **setting, "rows": rows}, indent=2))
         return
     print(f"microseconds per step beyond the network, {args.steps} steps, {args.device}, one thread")
-    print(f"{'method':<14} {'suffuse':>9} {'diffusers':>10} {'azula':>9} {'ours / best peer':>17}")
+    print(f"{'method':<14} {'suffuse':>9} {'diffusers':>10} {'azula':>10} {'ours / best peer':>17}")
     for row in rows:
-        peer = f"{row['diffusers']:10.1f}" if row["diffusers"] is not None else f"{'none':>10}"
-        print(f"{row['method']:<14} {row['suffuse']:9.1f} {peer} {row['azula']:9.1f} {row['ratio']:17.2f}")
+        peers = [f"{row[p]:10.1f}" if row[p] is not None else f"{'none':>10}" for p in ("diffusers", "azula")]
+        print(f"{row['method']:<14} {row['suffuse']:9.1f} {' '.join(peers)} {row['ratio']:17.2f}")
 
 
 if __name__ == "__main__":

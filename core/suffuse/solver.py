@@ -80,22 +80,26 @@ class Step:
         self, base: Tensor, x: Tensor, d: Tensor, history: History, eps: Sequence[Tensor], process: Process
     ) -> Tensor:
         """Return x'."""
-        total = _scaled(base, self.a, process)
-        _add(total, x, self.e, process)
-        _add(total, d, self.b, process)
-        for value, stored in zip(self.past, history, strict=False):
-            _add(total, stored, value, process)
-        for value, drawn in zip(self.c, eps, strict=False):
-            _add(total, drawn, value, process)
+        # Numbers are dealt with here, without a further call: a loop of small steps is made of such overheads.
+        a = self.a
+        total = base * a if a.__class__ is float else _scaled(base, a, process)
+        terms = [(self.e, x), (self.b, d), *zip(self.past, history, strict=False), *zip(self.c, eps, strict=False)]
+        for value, term in terms:
+            if value.__class__ is not float:
+                total.add_(_scaled(term, value, process))
+            elif value:
+                total.add_(term, alpha=value)
         return total
 
     def remember(self, x: Tensor, d: Tensor, process: Process, history: History) -> History:
         """Return the history with h in front."""
         if self.depth == 0:
             return history
-        new = d
-        if not isinstance(self.p, float) or self.p != 0:
-            new = _add(_scaled(x, self.p, process), d, self.q, process)
+        p, q = self.p, self.q
+        if p.__class__ is float:
+            new = d if p == 0.0 else (x * p).add_(d, alpha=q)
+        else:
+            new = _scaled(x, p, process).add_(_scaled(d, q, process))
         return (new, *history)[: self.depth]
 
     def place(self, leaf: Tensor) -> Step:
@@ -125,12 +129,6 @@ class Step:
 
 def _scaled(x: Tensor, value: Any, process: Process) -> Tensor:
     return x * (value if isinstance(value, float) else process.space.expand(value.to(x.device, x.dtype), x))
-
-
-def _add(total: Tensor, x: Tensor, value: Any, process: Process) -> Tensor:
-    if isinstance(value, float):
-        return total if value == 0 else total.add_(x, alpha=value)
-    return total.add_(_scaled(x, value, process))
 
 
 @functools.cache
