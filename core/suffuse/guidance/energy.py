@@ -24,7 +24,7 @@ from torch import Tensor
 
 from suffuse.denoiser import Condition, Denoiser, Prediction
 from suffuse.errors import ConfigError
-from suffuse.guidance.gradient import differentiating, gain, ordinary, pullback, variable
+from suffuse.guidance.gradient import differentiating, gain, levels, ordinary, pullback, variable
 from suffuse.guidance.interval import Ends, Interval, check_scale
 from suffuse.process import Gaussian, Process
 from suffuse.state import State, leaves, map_state
@@ -115,11 +115,9 @@ def prior_covariance(denoiser: Denoiser, x: State, t: float | Tensor, sigma_data
     def one(leaf: Tensor, process: Process, d: Any) -> Any:
         if not isinstance(process, Gaussian):
             return 0.0
-        alpha, sigma = process.schedule(t)
+        alpha, sigma = process.schedule(t) if isinstance(t, Tensor) else levels(process.schedule, t)
         value = sigma**2 * d**2 / (sigma**2 + alpha**2 * d**2)
-        if not isinstance(t, Tensor):
-            return float(value)
-        return process.space.expand(value.to(leaf.device, leaf.dtype), leaf)
+        return process.space.expand(value.to(leaf.device, leaf.dtype), leaf) if isinstance(value, Tensor) else value
 
     return map_state(one, x, denoiser.process, sigma_data)
 

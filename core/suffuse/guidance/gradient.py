@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from suffuse.denoiser import Condition, Denoiser
 from suffuse.process import Gaussian
+from suffuse.schedule import Schedule
 from suffuse.state import State, leaves, map_state
 
-__all__ = ["Pullback", "differentiating", "gain", "ordinary", "pullback", "variable"]
+__all__ = ["Pullback", "differentiating", "gain", "levels", "ordinary", "pullback", "variable"]
 
 LEAST = 1e-4
 """Smallest alpha/sigma at which sigma^2/alpha is formed: pure noise says nothing of x0, and infinity times that nothing
@@ -100,13 +102,21 @@ def gain(denoiser: Denoiser, x: State, t: float | Tensor) -> Any:
     def one(leaf: Tensor, process: Any) -> Any:
         if not isinstance(process, Gaussian):
             return 0.0
-        alpha, sigma = process.schedule(t)
-        value = sigma**2 / torch.maximum(alpha, LEAST * sigma)
         if not isinstance(t, Tensor):
-            return float(value)
+            alpha, sigma = levels(process.schedule, t)
+            return sigma**2 / max(alpha, LEAST * sigma)
+        at = process.schedule(t)
+        value = at.sigma**2 / torch.maximum(at.alpha, LEAST * at.sigma)
         return process.space.expand(value.to(leaf.device, leaf.dtype), leaf)
 
     return map_state(one, x, denoiser.process)
+
+
+@functools.lru_cache(4096)
+def levels(schedule: Schedule, t: float) -> tuple[float, float]:
+    """Return alpha and sigma at a time as floats."""
+    alpha, sigma = schedule(t)
+    return float(alpha), float(sigma)
 
 
 def _each(process: Any, x: State) -> Iterator[Any]:
