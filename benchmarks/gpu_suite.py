@@ -3,8 +3,9 @@
     python benchmarks/gpu_suite.py --list
     python benchmarks/gpu_suite.py PART [PART ...] [--out benchmarks/results]
 
-Parts: `tests` (the suite's gpu marks), `sampler` (overhead per step beside diffusers and azula where installed),
-`training` (samples/s and memory of the digit and DiT models in float32 and bf16, compiled and not).
+Parts: `tests` (the suite's gpu marks: no synchronisation, noise bit for bit, the loop in a CUDA graph), `sampler`
+(overhead per step beside diffusers and azula where installed), `graph` (the sampling loop in a CUDA graph against the
+bare network's), `training` (samples/s and memory of the digit and DiT models in float32 and bf16, compiled and not).
 """
 
 from __future__ import annotations
@@ -41,6 +42,74 @@ def sampler() -> dict[str, Any]:
     return dict(json.loads(done.stdout)) if done.returncode == 0 else {"error": done.stderr[-2000:]}
 
 
+def graph() -> dict[str, Any]:
+    """Time per step of sampling over the bare network's, a small DiT at batch 1: eager, and both in CUDA graphs."""
+    import statistics
+
+    import torch
+    from suffuse.denoiser import EDMPrecond, Preconditioned
+    from suffuse.grid import Exponential
+    from suffuse.nn import DiT
+    from suffuse.noise import KeyedNoise
+    from suffuse.process import Gaussian
+    from suffuse.sampler import Multistep, PredictorCorrector, sample
+    from suffuse.schedule import EDM
+
+    steps, shape = 20, (4, 32, 32)
+    process = Gaussian(EDM())
+    network = DiT(shape, width=384, depth=12, heads=6, patch=2).cuda().eval()
+    denoiser = Preconditioned(network, process, EDMPrecond(0.5))
+    like = torch.empty(1, *shape, device="cuda")
+    noise = KeyedNoise(torch.zeros(1, dtype=torch.int64, device="cuda"))
+    level = torch.zeros(1, device="cuda")
+
+    def bare() -> Any:
+        x = like
+        for _ in range(steps):
+            x = network(like, level, None)
+        return x
+
+    def clock(run: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(30):
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            run()
+            torch.cuda.synchronize()
+            times.append((time.perf_counter() - began) / steps * 1e6)
+        return statistics.median(times[5:])
+
+    def captured(run: Callable[[], Any]) -> Callable[[], Any]:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        whole = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(whole):
+            run()
+        return whole.replay
+
+    rows: dict[str, Any] = {
+        "unit": "microseconds per step",
+        "steps": steps,
+        "weights": sum(p.numel() for p in network.parameters()),
+    }
+    with torch.inference_mode():
+        eager, replayed = clock(bare), clock(captured(bare))
+        rows["bare network"] = {"eager": eager, "graph": replayed}
+        for name, sampler in (("dpmpp_2m", Multistep(steps)), ("unipc", PredictorCorrector(steps, order=2))):
+            grid = Exponential()(process.schedule, steps)
+
+            def loop(sampler: Any = sampler, grid: Any = grid) -> Any:
+                return sample(denoiser, process, sampler, grid, noise, like)
+
+            found = {"eager": clock(loop), "graph": clock(captured(loop))}
+            rows[name] = {**found, "eager ratio": found["eager"] / eager, "graph ratio": found["graph"] / replayed}
+    return rows
+
+
 CASES = {
     "unet float32": ["model=unet_small"],
     "unet bf16": ["model=unet_small", "trainer.precision=bf16-mixed"],
@@ -73,7 +142,12 @@ def training() -> dict[str, Any]:
     return rows
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {"tests": tests, "sampler": sampler, "training": training}
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "tests": tests,
+    "sampler": sampler,
+    "graph": graph,
+    "training": training,
+}
 
 
 def main() -> None:

@@ -40,6 +40,26 @@ def test_sampling_never_waits_for_the_device(sampler) -> None:
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("sampler", [Multistep(8), Ancestral(8)])
+def test_the_whole_loop_in_a_cuda_graph(sampler) -> None:
+    process = Gaussian(EDM())
+    denoiser = Preconditioned(UNet((3, 16, 16), width=16, head_dim=8), process, EDMPrecond()).cuda().eval()
+    like, noise = torch.empty(2, 3, 16, 16, device="cuda"), KeyedNoise(torch.arange(2, device="cuda"))
+    grid = Exponential()(process.schedule, sampler.steps)
+    with torch.inference_mode():
+        eager = sample(denoiser, process, sampler, grid, noise, like)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            sample(denoiser, process, sampler, grid, noise, like)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = sample(denoiser, process, sampler, grid, noise, like)
+        graph.replay()
+    torch.testing.assert_close(out, eager, rtol=1e-4, atol=1e-4)
+
+
 def test_noise_is_the_same_on_both_devices() -> None:
     seeds, like = torch.arange(5), torch.empty(5, 3, 7, 7)
     here = KeyedNoise(seeds).words(147, 3, 1)
