@@ -47,7 +47,8 @@ class Observation(Denoiser):
     Arguments:
         denoiser: The denoiser.
         y: The measurement, of B rows or one.
-        operator: A, called with a state of B rows; returns what is shaped like y.
+        operator: A, called with a state of B rows; returns what is shaped like y. Without `adjoint` it is
+            differentiated, so tensors it holds must not come from inference mode.
         noise: Standard deviation of the noise, at least 0, a number or broadcasting against y.
         adjoint: A^T, called with what is shaped like y; returns a state. By default the derivative of `operator`.
         interval: (lowest, highest) half log-SNR at which the measurement is used; None leaves an end open.
