@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from scipy.integrate import quad
 from scipy.stats import t as student
+from suffuse import checkpoint
+from suffuse.build import build
 from suffuse.denoiser import X0, EDMPrecond, Eps, Flow, Preconditioned, V
 from suffuse.errors import ConfigError
 from suffuse.grid import Karras
+from suffuse.model import Facts, Model, Recipe, _fill
 from suffuse.nn import DiT, UNet
 from suffuse.noise import KeyedNoise
 from suffuse.objective import (
@@ -522,6 +528,47 @@ def test_networks_see_the_previous_estimate(build):
     assert (network(x, level) - network(x, level, None, previous)).abs().max() > 1e-3
     denoiser = Preconditioned(network, Gaussian(EDM()), EDMPrecond(0.5))
     assert denoiser.self_condition and denoiser(x, 0.5, None, previous).x0.shape == x.shape
+
+
+CONF = Path(__file__).parents[1] / "conf" / "objective"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
+def test_every_option_names_all_arguments_and_trains(name):
+    text = (CONF / f"{name}.yaml").read_text()
+    node = yaml.safe_load(text)
+    assert text.startswith("# ") and set(node) - {"_target_"} == {f.name for f in fields(Objective)}
+    objective = build(_fill(node, Facts((3,), (), (), 0.7)), "objective")
+    denoiser = Preconditioned(Network(), Gaussian(VPCosine()), objective.parameterization)
+    x0 = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    found = objective(denoiser, x0, None, KeyedNoise(torch.arange(64)))
+    found.total.backward()
+    assert torch.isfinite(found.per_sample).all() and torch.isfinite(denoiser.network.weight.grad).all()
+
+
+def test_a_run_with_everything_learned_is_saved_resumed_and_sampled(local, tiny, tmp_path):
+    """A learned weight, self-conditioning, transport: a continued run is the whole one bit for bit, and sampling does
+    not see the learned weight."""
+    words = [*tiny, "objective=edm2", "model.self_condition=true", "objective.coupling=ot", "every.preview=0"]
+    assert local("train", *words, "name=whole").returncode == 0
+    assert local("train", *words, "name=part").returncode == 0
+    whole, part = (tmp_path / "outputs" / "image" / name / "checkpoints" for name in ("whole", "part"))
+    (part / "step-000006.ckpt").unlink()
+    checkpoint.link(part / "step-000002.ckpt", part / "last.ckpt")
+    assert local("train", *words, "name=part", "ckpt=auto").returncode == 0
+    a, b = checkpoint.read(whole / "last.ckpt"), checkpoint.read(part / "last.ckpt")
+    key = "model.uncertainty.leave.bias"
+    assert a["current_model_state"][key].abs().max() > 0
+    for kind in ("state_dict", "current_model_state"):
+        assert all(torch.equal(a[kind][name], b[kind][name]) for name in a[kind]) and a[kind].keys() == b[kind].keys()
+    a["state_dict"][key] = a["state_dict"][key] + 7
+    checkpoint.write(a, tmp_path / "moved.ckpt")
+    model, moved = Model.load(b), Model.load(a)
+    seeds = torch.arange(2)
+    recipe = Recipe.build(a["suffuse"]["config"])
+    first, again, other = (m.draw(recipe, seeds, m.conditioner.parse({}, 2)) for m in (model, model, moved))
+    assert torch.equal(first, again) and torch.equal(first, other)
+    assert not any("uncertainty" in name for name, _ in model.denoiser.named_parameters())
 
 
 @pytest.mark.parametrize(
