@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,9 @@ from suffuse.guidance import (
 from suffuse.guidance.momentum import Momentum
 from suffuse.guidance.perturbed import named_layers
 from suffuse.model import Facts, Model, Recipe
-from suffuse.nn import DiT
+from suffuse.nn import DiT, UNet
 from suffuse.noise import KeyedNoise
-from suffuse.process import Gaussian
+from suffuse.process import Gaussian, Process
 from suffuse.sampler import Euler, Heun, Multistep, sample
 from suffuse.schedule import EDM, VE, RectifiedFlow, VPCosine, VPLinear
 from suffuse.state import Dense
@@ -536,6 +537,14 @@ def test_perturbed_with_classifier_free_guidance():
     assert (free - ClassifierFree(inner, 1.5, null)(IMAGES, 0.6, cond).x0).abs().max() < 1e-5
 
 
+def test_the_middle_layers_of_a_unet_keep_their_shape():
+    network = UNet((1, 8, 8), width=8, blocks=1)
+    x = torch.randn(2, 1, 8, 8)
+    for how in ("attention", "skip"):
+        guided = Perturbed(of(randomised(network)), 2.0, None, how)
+        assert guided(x, 0.5).x0.isfinite().all(), guided.layers
+
+
 def test_perturbed_runs_a_compiled_network_uncompiled(transformer):
     network = copy.deepcopy(transformer)
     wanted = Perturbed(of(network), 3.0, ["blocks.1"], "skip")(IMAGES, 0.6).x0
@@ -657,6 +666,58 @@ def test_gradients_under_autocast_in_inference_mode(transformer):
         guided.denoiser(IMAGES, 0.5)
     wanted = guided(IMAGES, 0.5).x0
     assert (found - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
+# Fields that are not Gaussian.
+
+
+@dataclass(frozen=True)
+class Classed(Process):
+    """A categorical field of three classes, as far as guidance asks."""
+
+    def draw(self, like, noise, step, stream=0):
+        return like
+
+    def prior(self, like, eps, t=1.0):
+        return like
+
+    def corrupt(self, x0, t, eps, source=None):
+        return x0
+
+    def transition(self, x_s, s, t, eps):
+        return x_s
+
+
+def test_logits_take_the_linear_rule_and_numbers_stay():
+    process = {"pos": Gaussian(EDM()), "kind": Classed(RectifiedFlow()), "size": Classed(RectifiedFlow())}
+    x = {"pos": X, "kind": torch.zeros(3, 2, dtype=torch.int64), "size": torch.arange(3)[:, None]}
+    logits = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(1), dtype=f64)
+
+    class Mixed(Denoiser):
+        def forward(self, x, t, cond=None):
+            vector = cond["vector"]
+            kind = logits[: len(vector)] + vector[:, :1, None] + x["pos"].mean()
+            return Prediction({"pos": x["pos"] / 2 + vector, "kind": kind, "size": x["size"]})
+
+    inner = Mixed()
+    inner.process = process
+    at = EDM()(0.4)
+    given, without = (in_quantity("v", X, X / 2 + c["vector"], at) for c in (COND, NULL))
+    cfg = without + 3 * (given - without)
+    cfg = cfg * given.std(1, keepdim=True) / cfg.std(1, keepdim=True)
+    for t in (0.4, torch.full((3,), 0.4, dtype=f64)):
+        found = ClassifierFree(inner, 3.0, NULL, rule=Rescaled(share=1.0))(x, t, COND).x0
+        one, two = logits[:3] + COND["vector"][:, :1, None], logits[3:] + NULL["vector"][:, :1, None]
+        assert (found["kind"] - X.mean() - two - 3 * (one - two)).abs().max() < 1e-12
+        assert torch.equal(found["size"], x["size"])
+        assert (in_quantity("v", X, found["pos"], at) - cfg).abs().max() < 1e-10 * cfg.abs().max()
+        held = Still(inner, 5.0)(x, t, COND).x0
+        assert (held["pos"] - X / sum(at)).abs().max() < 1e-12 and held["kind"].shape == (3, 2, 3)
+        # The energy reaches the positions through the logits as well, which stay as they are.
+        moved = Energy(inner, lambda x0: x0["kind"].sum((1, 2)))(x, t, COND).x0
+        shift = X / 2 + COND["vector"] - float(at.sigma**2) * 3 * 6 / X.numel()
+        assert (moved["pos"] - shift).abs().max() < 1e-9 * shift.abs().max()
+        assert torch.equal(moved["kind"], inner(x, t, COND).x0["kind"])
 
 
 # Every kind with every sampler.
@@ -882,6 +943,12 @@ def test_an_unconditional_model_has_nothing_to_be_guided_by():
         for g in ({"scale": 4.0}, {"scale": 1.0})
     ]
     assert torch.equal(*found)
+
+
+def test_a_negative_condition_that_is_not_there():
+    node = {"_target_": "suffuse.guidance.CFG", "scale": 1.5, "negative": {"lable": 1}}
+    with pytest.raises(ConfigError, match=r"guidance.negative: condition.lable: .* did you mean 'label'"):
+        drawn(model(), node)
 
 
 def test_autoguidance_of_other_data_or_process(tmp_path):

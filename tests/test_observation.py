@@ -19,7 +19,7 @@ from suffuse.nn import DiT
 from suffuse.noise import KeyedNoise
 from suffuse.observation import DPS, MMPS, Inpaint, PiGDM, conjugate_gradient, from_time, noised, sdedit
 from suffuse.process import Gaussian
-from suffuse.sampler import Ancestral, Multistep, sample
+from suffuse.sampler import Ancestral, Multistep, Resample, sample
 from suffuse.schedule import EDM, VE, RectifiedFlow, VPCosine, VPLinear
 from suffuse.state import Dense
 from suffuse.targets import Gaussian as TargetGaussian
@@ -374,6 +374,40 @@ def test_known_entries_have_the_law_of_the_forward_process(eta):
         mean = x[7]  # a row that no draw touches
         assert (mean - a * y).abs().max() < 1e-12
         assert abs(float(((x - mean) ** 2).sum()) - s**2) < 1e-12
+
+
+class Draws:
+    """Noise whose every draw of every entry is one in a row of its own and zero elsewhere."""
+
+    def __init__(self):
+        self.rows = {}
+
+    def normal(self, like, step, stream=0):
+        found = torch.zeros_like(like)
+        for entry in range(like.shape[1]):
+            found[self.rows.setdefault((step, entry), len(self.rows)), entry] = 1
+        return found
+
+
+def test_going_up_and_down_again_brings_the_unknown_into_agreement():
+    """Mean and variance of one entry of a correlated pair given the other, from the response to each draw of noise."""
+    prior, rho, process = Prior(), 0.9, Gaussian(VPLinear())
+    prior.mean, prior.covariance = torch.zeros(2, dtype=f64), torch.tensor([[1, rho], [rho, 1]], dtype=f64)
+    inner, grid = Exact(process, prior.posterior_mean), Karras()(VPLinear(), 100)
+    y = torch.tensor([[1.0, 0.0]], dtype=f64)
+
+    def moments(denoiser, repeats):
+        like = torch.empty(2 * 100 * (2 * repeats + 1) + 10, 2, dtype=f64)
+        sampler = Resample(jump=1, repeats=repeats)
+        out = sample(denoiser, process, sampler, grid, Draws(), like)
+        return float(out[-1, 1]), float((out - out[-1]).square().sum(0)[1])
+
+    known = Inpaint(inner, y, torch.tensor([True, False]))
+    once, five, twenty = (moments(known, repeats) for repeats in (1, 5, 20))
+    exact = moments(MMPS(inner, y[:, :1], lambda x0: x0[:, :1], 0.0, 1), 1)
+    assert (once[0], five[0], twenty[0]) == pytest.approx((0.61, 0.85, 0.89), abs=5e-3)
+    assert once[1] > five[1] > twenty[1] > 0.15
+    assert abs(exact[0] - rho) < 1e-3 and abs(exact[1] - (1 - rho**2)) < 0.03  # steps of first order
 
 
 def test_masks_of_every_form():

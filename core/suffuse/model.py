@@ -174,7 +174,10 @@ class Model(nn.Module):
         if not negative:
             return self.conditioner.null(rows, self.device)
         absent = {"label": -1} if self.facts.labels else {}
-        raw = self.conditioner.parse({**absent, **negative}, rows)
+        try:
+            raw = self.conditioner.parse({**absent, **negative}, rows)
+        except ConfigError as error:
+            raise ConfigError(f"guidance.negative: {error}") from error
         embedded: dict[str, Tensor] = self.conditioner({name: value.to(self.device) for name, value in raw.items()})
         return embedded
 

@@ -86,6 +86,8 @@ class Sampling:
         """Return what the manifest says of each sample; `how` names sampler, grid, checkpoint and weights."""
         captions = self.model.conditioner.captions(raw)
         common = {**how, "steps": self.recipe.sampler.steps, "guidance": self.recipe.scale}
+        kind = type(self.recipe.guidance).__name__
+        common |= {} if kind == "CFG" else {"guidance_kind": kind}
         return [
             {"index": i, "seed": self.seed + i, "condition": _condition(raw, i), "caption": captions[i], **common}
             for i in index.tolist()

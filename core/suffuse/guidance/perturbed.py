@@ -145,7 +145,9 @@ def _fits(network: nn.Module, name: str, how: str) -> bool:
         return "attention" in type(network.get_submodule(name)).__name__.lower()
     parent = name.rpartition(".")[0]
     layer = network.get_submodule(name)
-    return isinstance(network.get_submodule(parent), nn.ModuleList) and not isinstance(layer, nn.ModuleList)
+    # A residual block that changes its input's shape has a layer on its skip connection.
+    keeps = isinstance(getattr(layer, "skip", None), nn.Identity | None)
+    return keeps and isinstance(network.get_submodule(parent), nn.ModuleList) and not isinstance(layer, nn.ModuleList)
 
 
 def _network(denoiser: nn.Module) -> nn.Module:

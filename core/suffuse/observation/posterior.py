@@ -87,7 +87,7 @@ class Observation(Denoiser):
             moved: State = map_state(torch.mul, back(u), factor)
             return moved
 
-        rest = ordinary(self.y) - self._measure(x0)
+        rest = ordinary(self.y).to(next(leaves(x0))) - self._measure(x0)
         inverted = self.solve(rest, x, t, covary, transposed)
         return Prediction(shifted(x0, covary(transposed(inverted)), inside, self.process))
 
