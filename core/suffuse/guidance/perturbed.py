@@ -84,6 +84,12 @@ class Perturbed(Guided):
 
         return Prediction(map_state(guide, given, spoilt, without, self.process))
 
+    @property
+    def compiled(self) -> bool:
+        """Whether a part of the denoiser is compiled."""
+        parts = self.denoiser.modules()
+        return any(getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in parts)
+
     @contextlib.contextmanager
     def perturbing(self) -> Iterator[None]:
         """Have the layers spoilt inside."""
@@ -98,7 +104,8 @@ class Perturbed(Guided):
                     spoil = _Identity(name)
                     hooks.append(layer.register_forward_pre_hook(spoil.enter))
                     hooks.append(layer.register_forward_hook(spoil.leave, always_call=True))
-            with torch.compiler.set_stance("force_eager"):
+            # Asked only where something is compiled: it loads the compiler, which takes seconds.
+            with torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext():
                 yield
         finally:
             for hook in hooks:
