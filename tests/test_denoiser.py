@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from suffuse.denoiser import (
     X0,
+    Carried,
     EDMPrecond,
     Eps,
     Exact,
@@ -15,13 +17,17 @@ from suffuse.denoiser import (
     Preconditioned,
     Score,
     V,
+    carried,
     eps_of,
     flow_of,
     score_of,
     v_of,
 )  # fmt: skip
 from suffuse.errors import ConfigError
+from suffuse.grid import Grid
+from suffuse.noise import KeyedNoise
 from suffuse.process import Gaussian as Process
+from suffuse.sampler import Multistep, sample
 from suffuse.schedule import EDM, VE, AlphaSigma, RectifiedFlow, VPCosine, VPLinear
 from suffuse.state import Dense
 from suffuse.targets import Gaussian, GaussianMixture
@@ -189,3 +195,35 @@ def test_errors():
             V(bad)
     with pytest.raises(ConfigError, match="grid=karras"):
         Preconditioned(Recorder(), Process(RectifiedFlow()), Eps())(torch.zeros(1, 2), 1.0)
+
+
+@pytest.mark.parametrize("what", [V(0.7), Flow(0.7), Eps(0.7), EDMPrecond(0.7)], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("other", [EDM(0.002, 80.0), VPCosine(), RectifiedFlow()], ids=str)
+def test_a_change_of_schedule_after_training(other, what):
+    """A network trained on one schedule and sampled on another draws the same x0 trajectory at the same levels."""
+    trained = VPLinear()
+    network = torch.nn.Sequential()
+    network.forward = lambda x, noise, cond: torch.tanh(x + noise[:, None])
+    first = Preconditioned(network, Process(trained), what)
+    second = Carried(first, Process(other))
+    unit, lam = torch.randn(5, 3, dtype=f64, generator=torch.Generator().manual_seed(0)), np.linspace(-3, 4, 9)
+    seen = []
+    for denoiser, schedule in ((first, trained), (second, other)):
+        grid, kept = Grid(schedule.time(torch.from_numpy(lam)).numpy(), clean=False), []
+        x = unit * schedule(float(grid.t[0])).sigma
+        sample(
+            denoiser, Process(schedule), Multistep(8), grid, KeyedNoise(torch.arange(5)), x, x=x,
+            callback=lambda i, n, x, x0, kept=kept: kept.append(x0),
+        )  # fmt: skip
+        seen.append(torch.stack(kept))
+    assert (seen[0] - seen[1]).abs().max() < 1e-5  # the network's noise input is float32
+    t = torch.tensor([0.2, 0.5, 0.5, 0.7, 0.9], dtype=f64)
+    rows = torch.cat([second(unit[i : i + 1], float(t[i])).x0 for i in range(5)])
+    assert (second(unit, t).x0 - rows).abs().max() < 1e-5
+
+
+def test_carrying_a_state_without_signal_or_noise():
+    x = torch.ones(2, dtype=f64)
+    for t, to in ((1.0, 1.0), (0.0, 0.0)):
+        found = carried(x, VPCosine()(t), RectifiedFlow()(to))
+        assert torch.isfinite(found).all() and (found - 1).abs().max() < 1e-12

@@ -12,9 +12,9 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         [
-            ["schedule", "state", "noise", "nn", "targets", "ema", "integrate"],
+            ["schedule", "betas", "rates", "state", "noise", "nn", "targets", "ema", "integrate"],
             ["denoiser", "process", "grid", "conditioner", "solver", "weight", "density", "coupling", "uncertainty"],
-            ["sampler", "guidance", "observation", "objective", "self_condition", "likelihood"],
+            ["sampler", "guidance", "observation", "objective", "self_condition", "likelihood"] + ["tuning", "verify"],
             ["data", "codec", "preview", "metrics", "build", "checkpoint", "posthoc", "model"],
             ["sampling", "training"],
             ["rundir"],

@@ -30,12 +30,12 @@ from torch import Tensor, nn
 
 from suffuse.errors import ConfigError
 from suffuse.process import Process
-from suffuse.schedule import AlphaSigma
+from suffuse.schedule import AlphaSigma, Schedule
 from suffuse.state import State, by_field, leaves, map_state
 
 __all__ = [
-    "X0", "Affine", "Denoiser", "EDMPrecond", "Eps", "Exact", "Flow", "Parameterization", "Preconditioned",
-    "Prediction", "Score", "V", "eps_of", "flow_of", "score_of", "v_of",
+    "X0", "Affine", "Carried", "Denoiser", "EDMPrecond", "Eps", "Exact", "Flow", "Parameterization", "Preconditioned",
+    "Prediction", "Score", "V", "carried", "eps_of", "flow_of", "score_of", "v_of",
 ]  # fmt: skip
 
 Condition = Mapping[str, Tensor] | None
@@ -297,6 +297,46 @@ class Preconditioned(Denoiser):
             of = map_state(lambda _, p, what: what.affine(*p.schedule(t)), x, self.process, self.parameterization)
             self._known[t] = map_state(lambda a: _finite(Affine(*(float(value) for value in a)), t), of)
         return self._known[t]
+
+
+class Carried(Denoiser):
+    """A denoiser on another process than its own: a change of schedule after training.
+
+    What is known of x0 depends on the noise level alone, so a state is taken to the trained schedule at the same
+    log-SNR, see `carried`, and x0 is as good there as here. That holds for every parameterisation, also those (v, flow)
+    whose network output means something else on another schedule.
+
+    Arguments:
+        denoiser: The trained denoiser.
+        process: The process that is sampled, or one per field.
+    """
+
+    def __init__(self, denoiser: Denoiser, process: Process | Mapping[str, Process]) -> None:
+        super().__init__()
+        self.denoiser, self.process = denoiser, process
+
+    def forward(self, x: State, t: float | Tensor, cond: Condition = None) -> Prediction:
+        """Return the prediction; the trained time is that of the first field's level."""
+        first, trained = (next(leaves(p)).schedule for p in (self.process, self.denoiser.process))
+        own = trained.time(first.lam(t))
+
+        def carry(leaf: Tensor, here: Process, there: Process) -> Tensor:
+            at, to = here.schedule(t), there.schedule(own)
+            return carried(
+                leaf, *(AlphaSigma(*(here.space.expand(v.to(leaf.device), leaf) for v in s)) for s in (at, to))
+            )
+
+        moved = map_state(carry, x, self.process, self.denoiser.process)
+        prediction: Prediction = self.denoiser(moved, own if isinstance(t, Tensor) else float(own), cond)
+        return prediction
+
+
+def carried(x: Tensor, at: AlphaSigma, to: AlphaSigma) -> Tensor:
+    """Return a state at the scales `at` as it is at the scales `to` of the same log-SNR.
+
+    x' = x (alpha'/alpha), from whichever of alpha and sigma is larger, so that either may be 0.
+    """
+    return x * torch.where(at.alpha > at.sigma, to.alpha / at.alpha, to.sigma / at.sigma).to(x)
 
 
 def _finite(affine: Affine, t: float) -> Affine:

@@ -21,7 +21,10 @@ from torch import Tensor
 
 from suffuse.errors import ConfigError
 
-__all__ = ["EDM", "VE", "AlphaSigma", "RectifiedFlow", "Schedule", "Shifted", "VPCosine", "VPLinear"]
+__all__ = [
+    "EDM", "VE", "AlphaSigma", "Polynomial", "RectifiedFlow", "Schedule", "Shifted", "VPCosine", "VPLinear",
+    "VPSigmoid", "as_float64", "resolution_shift", "token_shift",
+]  # fmt: skip
 
 
 class AlphaSigma(NamedTuple):
@@ -31,7 +34,8 @@ class AlphaSigma(NamedTuple):
     sigma: Tensor
 
 
-def _float64(value: float | Tensor) -> Tensor:
+def as_float64(value: float | Tensor) -> Tensor:
+    """Return `value` as a float64 tensor where it is."""
     return torch.as_tensor(value, dtype=torch.float64, device=value.device if isinstance(value, Tensor) else None)
 
 
@@ -53,7 +57,7 @@ class Schedule(ABC):
 
     def rates(self, t: float | Tensor) -> AlphaSigma:
         """Return d alpha / dt and d sigma / dt at t."""
-        at = _float64(t)
+        at = as_float64(t)
         both: tuple[Any, ...] = torch.func.jvp(lambda s: tuple(self(s)), (at,), (torch.ones_like(at),))
         return AlphaSigma(*both[1])
 
@@ -87,13 +91,13 @@ class VPLinear(Schedule):
 
     def __call__(self, t: float | Tensor) -> AlphaSigma:
         """Return alpha and sigma at t."""
-        t = _float64(t)
+        t = as_float64(t)
         log_alpha = -t * (0.25 * (self.beta_max - self.beta_min) * t + 0.5 * self.beta_min)
         return AlphaSigma(log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt())
 
     def time(self, lam: float | Tensor) -> Tensor:
         """Return t; the quadratic is solved in the form that does not cancel."""
-        minus_log_alpha = 0.5 * torch.nn.functional.softplus(-2 * _float64(lam), threshold=700)
+        minus_log_alpha = 0.5 * torch.nn.functional.softplus(-2 * as_float64(lam), threshold=700)
         a, b = 0.25 * (self.beta_max - self.beta_min), 0.5 * self.beta_min
         root = 2 * minus_log_alpha / (b + (b * b + 4 * a * minus_log_alpha).sqrt())
         # At lam = -inf the fraction is inf / inf; its limit is infinite.
@@ -125,7 +129,7 @@ class VPCosine(Schedule):
 
     def __call__(self, t: float | Tensor) -> AlphaSigma:
         """Return alpha and sigma at t; alpha(1) is exactly 0."""
-        t = _float64(t)
+        t = as_float64(t)
         quarter = math.pi / 2 / (1 + self.offset)
         # cos(phi) as a sine of what is left to pi/2, and 1 - cos^2/cos^2 as a product of sines: nothing cancels.
         alpha = torch.sin(quarter * (1 - t)) / math.cos(self._phi0)
@@ -134,7 +138,7 @@ class VPCosine(Schedule):
 
     def time(self, lam: float | Tensor) -> Tensor:
         """Return t."""
-        lam = _float64(lam)
+        lam = as_float64(lam)
         alpha, sigma = torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt()
         sine = (math.sin(self._phi0) ** 2 + (sigma * math.cos(self._phi0)) ** 2).sqrt()
         phi = torch.atan2(sine, alpha * math.cos(self._phi0))
@@ -143,6 +147,53 @@ class VPCosine(Schedule):
             sine = (sigma * math.cos(self._phi0)) ** 2 / torch.sin(phi + self._phi0)
             phi = torch.atan2(sine, torch.cos(phi - self._phi0))
         return phi * 2 / math.pi * (1 + self.offset)
+
+
+@dataclass(frozen=True)
+class VPSigmoid(Schedule):
+    r"""Variance preserving, alpha^2 a falling sigmoid.
+
+    alpha^2(t) = (s(end) - s(start + t (end - start))) / (s(end) - s(start)),  s(v) = sigmoid(v / temperature).
+
+    "Scalable Adaptive Computation for Iterative Generation", Jabri et al. 2023, appendix B; "On the Importance of Noise
+    Scheduling for Diffusion Models", Chen 2023, algorithm 1.
+
+    Raises:
+        ConfigError: Unless start < end and temperature > 0.
+    """
+
+    start: float = -3.0
+    end: float = 3.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.start < self.end < math.inf:
+            raise ConfigError(f"schedule: need start < end, not {self.start} and {self.end}")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"schedule.temperature={self.temperature} must be positive")
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        return self.start / self.temperature, self.end / self.temperature
+
+    def __call__(self, t: float | Tensor) -> AlphaSigma:
+        """Return alpha and sigma at t; differences of sigmoids as products, so nothing cancels."""
+        a, b = self._ends
+        v = a + as_float64(t) * (b - a)
+        whole = _sigmoid(b) * _sigmoid(-a) * -math.expm1(a - b)
+        left = _sigmoid(b) * torch.sigmoid(-v) * -torch.expm1(v - b)
+        gone = torch.sigmoid(v) * _sigmoid(-a) * -torch.expm1(a - v)
+        return AlphaSigma((left / whole).clamp(min=0).sqrt(), (gone / whole).clamp(min=0).sqrt())
+
+    def time(self, lam: float | Tensor) -> Tensor:
+        """Return t, measured from the nearer end."""
+        lam = as_float64(lam)
+        a, b = self._ends
+        whole = _sigmoid(b) * _sigmoid(-a) * -math.expm1(a - b)
+        left, gone = torch.sigmoid(2 * lam) * whole, torch.sigmoid(-2 * lam) * whole
+        early = torch.log1p(gone / _sigmoid(a)) - torch.log1p(-gone / _sigmoid(-a))
+        late = torch.log1p(-left / _sigmoid(b)) - torch.log1p(left / _sigmoid(-b))
+        return torch.where(lam > 0, early / (b - a), 1 + late / (b - a))
 
 
 @dataclass(frozen=True)
@@ -164,13 +215,13 @@ class VE(Schedule):
 
     def __call__(self, t: float | Tensor) -> AlphaSigma:
         """Return alpha = 1 and sigma at t."""
-        t = _float64(t)
+        t = as_float64(t)
         span = math.log(self.sigma_max / self.sigma_min)
         return AlphaSigma(torch.ones_like(t), torch.exp(math.log(self.sigma_min) + t * span))
 
     def time(self, lam: float | Tensor) -> Tensor:
         """Return t."""
-        return (-_float64(lam) - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
+        return (-as_float64(lam) - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
 
 
 @dataclass(frozen=True)
@@ -200,14 +251,14 @@ class EDM(Schedule):
 
     def __call__(self, t: float | Tensor) -> AlphaSigma:
         """Return alpha = 1 and sigma at t."""
-        t = _float64(t)
+        t = as_float64(t)
         low, high = self._ends
         return AlphaSigma(torch.ones_like(t), (low + t * (high - low)).clamp(min=0) ** self.rho)
 
     def time(self, lam: float | Tensor) -> Tensor:
         """Return t; below 0 for less noise than sigma_min."""
         low, high = self._ends
-        return (torch.exp(-_float64(lam) / self.rho) - low) / (high - low)
+        return (torch.exp(-as_float64(lam) / self.rho) - low) / (high - low)
 
 
 @dataclass(frozen=True)
@@ -220,12 +271,43 @@ class RectifiedFlow(Schedule):
 
     def __call__(self, t: float | Tensor) -> AlphaSigma:
         """Return 1 - t and t."""
-        t = _float64(t)
+        t = as_float64(t)
         return AlphaSigma(1 - t, t.clone())
 
     def time(self, lam: float | Tensor) -> Tensor:
         """Return t = sigmoid(-lam)."""
-        return torch.sigmoid(-_float64(lam))
+        return torch.sigmoid(-as_float64(lam))
+
+
+@dataclass(frozen=True)
+class Polynomial(Schedule):
+    """alpha = (1 - t)^power, sigma = 1 - alpha; power 1 is the straight line in time, as every power is in space.
+
+    "Flow Matching Guide and Code", Lipman et al. 2024, section 4.8.2 (convex schedulers), with time reversed.
+
+    Raises:
+        ConfigError: Unless power > 0.
+    """
+
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.power < math.inf:
+            raise ConfigError(f"schedule.power={self.power} must be positive")
+
+    def __call__(self, t: float | Tensor) -> AlphaSigma:
+        """Return (1 - t)^power and what is left to 1."""
+        log = self.power * torch.log1p(-as_float64(t))
+        return AlphaSigma(log.exp(), -torch.expm1(log))
+
+    def rates(self, t: float | Tensor) -> AlphaSigma:
+        """Return the derivatives, finite at t = 1 too for power >= 1."""
+        rate = self.power * (1 - as_float64(t)) ** (self.power - 1)
+        return AlphaSigma(-rate, rate)
+
+    def time(self, lam: float | Tensor) -> Tensor:
+        """Return t."""
+        return -torch.expm1(torch.nn.functional.logsigmoid(as_float64(lam)) / self.power)
 
 
 @dataclass(frozen=True)
@@ -255,9 +337,43 @@ class Shifted(Schedule):
 
     def time(self, lam: float | Tensor) -> Tensor:
         """Return t."""
-        return self.base.time(_float64(lam) + math.log(self.factor))
+        return self.base.time(as_float64(lam) + math.log(self.factor))
 
 
 def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
     if not 0 < sigma_min < sigma_max < math.inf:
         raise ConfigError(f"schedule: need 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}")
+
+
+def _sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value > 0 else math.exp(value) / (1 + math.exp(value))
+
+
+def resolution_shift(base: Schedule, size: float, base_size: float = 64.0) -> Shifted:
+    """Return a schedule for pictures `size` wide with the noise that `base` has at `base_size`.
+
+    Neighbouring pixels of a larger picture say the same, so it takes more noise to hide as much: factor = size /
+    base_size. "Simple Diffusion", Hoogeboom et al. 2023, eq. 4 (log-SNR + 2 log(base_size / size), here halved).
+
+    Raises:
+        ConfigError: Unless both sizes are positive.
+    """
+    if not (0 < size < math.inf and 0 < base_size < math.inf):
+        raise ConfigError(f"schedule: size={size} and base_size={base_size} must be positive")
+    return base.shift(size / base_size)
+
+
+def token_shift(
+    base: Schedule, tokens: int, low_tokens: int = 256, high_tokens: int = 4096, low: float = 0.5, high: float = 1.15
+) -> Shifted:
+    """Return a schedule shifted by e^mu, mu linear in the number of tokens: the dynamic shift of Flux and SD3.
+
+    "Scaling Rectified Flow Transformers", Esser et al. 2024, section 5.3.2, with the line through (low_tokens, low) and
+    (high_tokens, high) that Flux takes.
+
+    Raises:
+        ConfigError: Unless tokens >= 1 and low_tokens < high_tokens.
+    """
+    if tokens < 1 or not 0 < low_tokens < high_tokens:
+        raise ConfigError(f"schedule: need tokens >= 1 and 0 < low_tokens < high_tokens, not {tokens}, {low_tokens}, …")
+    return base.shift(math.exp(low + (high - low) * (tokens - low_tokens) / (high_tokens - low_tokens)))

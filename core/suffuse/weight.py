@@ -202,8 +202,8 @@ class CosMapWeight(Weight):
     """q(t) / t^2 with q(t) = 2 / (pi (1 - 2 t + 2 t^2)): the velocity's error, tilted to the middle times.
 
     "Scaling Rectified Flow Transformers", Esser et al. 2024, eq. 21, where q is a density of times. With uniform times
-    of the straight line this is the objective of `suffuse.density.CosMap` with the velocity's weight, by weight instead of
-    by draws.
+    of the straight line this is the objective of `suffuse.density.CosMap` with the velocity's weight, by weight
+    instead of by draws.
     """
 
     def __call__(self, lam: Tensor) -> Tensor:
