@@ -14,7 +14,7 @@ FLOORS = {
         [
             ["schedule", "betas", "rates", "state", "noise", "nn", "targets", "ema", "integrate"],
             ["denoiser", "process", "grid", "conditioner", "solver", "weight", "density", "coupling", "uncertainty"],
-            ["sampler", "guidance", "observation", "objective", "self_condition", "likelihood"] + ["tuning", "verify"],
+            ["sampler", "guidance", "observation", "objective", "self_condition", "likelihood", "tuning", "verify"],
             ["data", "codec", "preview", "metrics", "build", "checkpoint", "posthoc", "model"],
             ["sampling", "training"],
             ["rundir"],

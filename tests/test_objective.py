@@ -413,11 +413,12 @@ class Echo(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.seen, self.levels = [], []
         self.weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, x, noise, cond, previous):
         self.seen.append(previous.clone())
+        self.levels.append(noise[0].item())
         return previous + 1 + self.weight
 
 
@@ -476,15 +477,35 @@ def test_self_conditioning_in_sampling_remembers_until_time_rises():
     plain = Preconditioned(network, Gaussian(EDM()), X0(1.0))
     denoiser = SelfConditioned(plain)
     x = torch.zeros(4, 3)
-    assert [denoiser(x, t).x0[0, 0].item() for t in (0.9, 0.5, 0.5, 0.1)] == [1, 2, 3, 4]
+    assert [denoiser(x, t).x0[0, 0].item() for t in (0.9, 0.5, 0.5, 0.1)] == [1, 2, 2, 3]
     assert denoiser(x, 0.9).x0[0, 0].item() == 1  # another draw
     denoiser.reset()
     assert denoiser(x, 0.2).x0[0, 0].item() == 1
     assert plain(x, 0.1).x0[0, 0].item() == 1  # without the wrapper there is no memory
     # Rows of their own times.
+    denoiser.reset()
     denoiser(x, torch.full((4,), 0.5))
-    assert denoiser(x, torch.tensor([0.4, 0.6, 0.5, 0.1])).x0[:, 0].tolist() == [2, 1, 2, 2]
-    assert denoiser(x, 0.0).x0[:, 0].tolist() == [3, 2, 3, 3]
+    assert denoiser(x, torch.tensor([0.4, 0.6, 0.5, 0.1])).x0[:, 0].tolist() == [2, 1, 1, 2]
+    assert denoiser(x, 0.0).x0[:, 0].tolist() == [3, 2, 2, 3]
+    assert denoiser(x, torch.tensor(0.0)).x0[:, 0].tolist() == [3, 2, 2, 3]
+    # One step per draw: the same time again is no progress either.
+    denoiser.reset()
+    assert [denoiser(x, 1.0).x0[0, 0].item() for _ in range(3)] == [1, 1, 1]
+
+
+def test_self_conditioning_keeps_the_first_of_several_calls_at_a_time():
+    """A perturbed branch of guidance asks at the same time with another network; it must not be remembered."""
+    network = Echo()
+    denoiser = SelfConditioned(Preconditioned(network, Gaussian(EDM()), X0(1.0)))
+    x = torch.zeros(2, 3)
+    denoiser(x, 0.9)
+    denoiser(x, 0.5)
+    with torch.no_grad():
+        network.weight.fill_(100.0)
+        denoiser(x, 0.5)
+        network.weight.fill_(0.0)
+    assert (network.seen[1] == network.seen[2]).all()
+    assert denoiser(x, 0.1).x0[0, 0].item() == 3
 
 
 def test_self_conditioning_goes_on_when_guidance_sets_in_or_ends():
@@ -500,13 +521,14 @@ def test_self_conditioning_goes_on_when_guidance_sets_in_or_ends():
 
 @pytest.mark.parametrize("sampler", [Euler(6), Heun(6), Ancestral(6), Multistep(6)], ids=lambda s: type(s).__name__)
 def test_samplers_need_no_change_for_self_conditioning(sampler):
-    """Every call gets what the call before it returned."""
+    """Every call gets the first estimate of the last higher level: here their number."""
     network = Echo()
     denoiser = SelfConditioned(Preconditioned(network, Gaussian(EDM()), X0(1.0)))
     like = torch.empty(2, 3)
     sample(denoiser, denoiser.process, sampler, Karras()(EDM(), 6), KeyedNoise(torch.arange(2)), like)
-    seen = [previous[0, 0].item() for previous in network.seen]
-    assert seen == list(range(len(seen))) and len(seen) >= 6
+    levels = sorted(set(network.levels))
+    assert [previous[0, 0].item() for previous in network.seen] == [levels.index(level) for level in network.levels]
+    assert len(levels) >= 6
 
 
 @pytest.mark.parametrize(

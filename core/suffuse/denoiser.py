@@ -321,10 +321,10 @@ class Carried(Denoiser):
         own = trained.time(first.lam(t))
 
         def carry(leaf: Tensor, here: Process, there: Process) -> Tensor:
-            at, to = here.schedule(t), there.schedule(own)
-            return carried(
-                leaf, *(AlphaSigma(*(here.space.expand(v.to(leaf.device), leaf) for v in s)) for s in (at, to))
-            )
+            def scales(schedule: Schedule, t: float | Tensor) -> AlphaSigma:
+                return AlphaSigma(*(here.space.expand(value.to(leaf.device), leaf) for value in schedule(t)))
+
+            return carried(leaf, scales(here.schedule, t), scales(there.schedule, own))
 
         moved = map_state(carry, x, self.process, self.denoiser.process)
         prediction: Prediction = self.denoiser(moved, own if isinstance(t, Tensor) else float(own), cond)
