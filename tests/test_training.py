@@ -99,7 +99,7 @@ def test_other_networks_objectives_and_schedules_train(local, tiny: list[str]) -
                 "ema=power",
                 "lr_schedule=constant",
             ],
-            ["objective=min_snr", "schedule=linear", "sampler=deis2", "model.width=16", "trainer.precision=bf16-mixed"],
+            ["objective=min_snr", "schedule=linear", "sampler=deis", "model.width=16", "trainer.precision=bf16-mixed"],
         ]
     ):
         result = local("train", *words, *choice, f"name=c{number}")

@@ -98,10 +98,12 @@ def compose_sample(
         key = override.key_or_group
         parent, _, leaf = key.rpartition(".")
         node = OmegaConf.select(cfg, parent)
-        if not isinstance(node, DictConfig) or (leaf not in node and not override.is_add()):
+        if not isinstance(node, DictConfig) or (leaf not in list(node) and not override.is_add()):
             names = [f"{parent}.{name!s}" for name in node] if isinstance(node, DictConfig) else []
             raise ConfigError(f"unknown key {key!r}{suggest(key, names, listing='keys')}")
         OmegaConf.update(cfg, key, override.value())
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ConfigError(f"{missing[0]} is not set; give it as {missing[0]}=VALUE")
     check_limits(_plain(cfg))
     return cfg
 
