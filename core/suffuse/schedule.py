@@ -179,10 +179,11 @@ class VPSigmoid(Schedule):
     def __call__(self, t: float | Tensor) -> AlphaSigma:
         """Return alpha and sigma at t; differences of sigmoids as products, so nothing cancels."""
         a, b = self._ends
-        v = a + as_float64(t) * (b - a)
+        t = as_float64(t)
+        v = a + t * (b - a)
         whole = _sigmoid(b) * _sigmoid(-a) * -math.expm1(a - b)
-        left = _sigmoid(b) * torch.sigmoid(-v) * -torch.expm1(v - b)
-        gone = torch.sigmoid(v) * _sigmoid(-a) * -torch.expm1(a - v)
+        left = _sigmoid(b) * torch.sigmoid(-v) * -torch.expm1((t - 1) * (b - a))
+        gone = torch.sigmoid(v) * _sigmoid(-a) * -torch.expm1(-t * (b - a))
         return AlphaSigma((left / whole).clamp(min=0).sqrt(), (gone / whole).clamp(min=0).sqrt())
 
     def time(self, lam: float | Tensor) -> Tensor:
