@@ -69,3 +69,32 @@ def test_the_shell_block_runs(tmp_path: Path, command) -> None:
 @pytest.mark.parametrize("text", ["pip install uv && uv run train modality=image", "pip install uv && uv run pytest"])
 def test_the_readme_has_the_two_lines(text: str) -> None:
     assert text in (ROOT / "README.md").read_text()
+
+
+DOCS = ROOT / "core" / "docs"
+
+
+def test_the_blocks_of_the_mathematics_run() -> None:
+    import torch
+
+    space: dict[str, object] = {"__name__": "page"}
+    exec(compile(blocks(DOCS / "README.md", "python")[0], "docs/README.md", "exec"), space)
+    rows = torch.full((4, 1), 1.5)
+    space |= {"picture": rows, "keep": torch.ones(4, 1), "x0": rows, "cond": None}
+    for page in ("observation", "likelihood"):
+        exec(compile(blocks(DOCS / f"{page}.md", "python")[0], page, "exec"), space)
+    assert torch.isfinite(space["found"].nats).all()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("group", ["schedule", "grid", "sampler", "guidance", "objective", "ema", "parameterization"])
+def test_every_option_has_its_row(group: str) -> None:
+    page = {"parameterization": "denoiser"}.get(group, group)
+    text = (DOCS / f"{page}.md").read_text()
+    missing = [path.stem for path in (ROOT / "conf" / group).glob("*.yaml") if f"`{path.stem}`" not in text]
+    assert not missing
+
+
+def test_the_pages_lead_to_each_other() -> None:
+    for page in [*DOCS.glob("*.md"), ROOT / "README.md", PAGE]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} -> {target}"
