@@ -175,7 +175,8 @@ class Classes(Denoiser):
 
 
 MU = torch.tensor([0.8, -0.4], dtype=f64)
-SAMPLERS = sorted(p.stem for p in (Path(__file__).parents[1] / "conf" / "sampler").glob("*.yaml"))
+OF_TOKENS = {"confidence", "mask_ancestral", "tau_leaping"}
+SAMPLERS = sorted({p.stem for p in (Path(__file__).parents[1] / "conf" / "sampler").glob("*.yaml")} - OF_TOKENS)
 
 
 def solver(name, steps=5):

@@ -12,8 +12,19 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         [
-            ["schedule", "betas", "rates", "state", "noise", "nn", "targets", "ema", "integrate"],
-            ["denoiser", "process", "grid", "conditioner", "solver", "weight", "density", "coupling", "uncertainty"],
+            ["schedule", "betas", "rates", "state", "space", "noise", "nn", "targets", "ema", "integrate"],
+            [
+                "denoiser",
+                "process",
+                "categorical",
+                "grid",
+                "conditioner",
+                "solver",
+                "weight",
+                "density",
+                "coupling",
+                "uncertainty",
+            ],
             ["sampler", "guidance", "observation", "objective", "self_condition", "likelihood", "tuning", "verify"],
             ["data", "codec", "preview", "metrics", "build", "checkpoint", "posthoc", "model"],
             ["sampling", "training"],

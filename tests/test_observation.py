@@ -27,7 +27,8 @@ from suffuse.targets import GaussianMixture
 from torch.utils._python_dispatch import TorchDispatchMode
 
 f64 = torch.float64
-SAMPLERS = sorted(p.stem for p in (Path(__file__).parents[1] / "conf" / "sampler").glob("*.yaml"))
+OF_TOKENS = {"confidence", "mask_ancestral", "tau_leaping"}
+SAMPLERS = sorted({p.stem for p in (Path(__file__).parents[1] / "conf" / "sampler").glob("*.yaml")} - OF_TOKENS)
 
 
 def solver(name, steps=5):

@@ -42,7 +42,7 @@ def _contract(name: str) -> type[SamplerContract]:
 
 
 for _name in OPTIONS:
-    if "suffuse.sampler" in OPTIONS[_name].read_text():
+    if _name not in ("mask_ancestral", "tau_leaping", "confidence"):  # of tokens: tests/test_categorical.py
         globals()[f"Test_{_name}"] = _contract(_name)
 
 

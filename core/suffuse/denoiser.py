@@ -28,8 +28,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from suffuse.categorical import Categorical
 from suffuse.errors import ConfigError
-from suffuse.process import Process
+from suffuse.process import Process, bound, rows
 from suffuse.schedule import AlphaSigma, Schedule
 from suffuse.state import State, by_field, leaves, map_state
 
@@ -236,9 +237,9 @@ class Preconditioned(Denoiser):
 
     def forward(self, x: State, t: float | Tensor, cond: Condition = None, previous: State | None = None) -> Prediction:
         """Return the prediction; float32 whatever the network's dtype under autocast."""
-        affine = self._affine(x, t)
-        output = self._network(x, affine, cond, previous)
-        return Prediction(map_state(_combine, x, output, affine, self.process))
+        affine, process = self._affine(x, t), bound(self.process, x)
+        output = self._network(x, affine, process, cond, previous)
+        return Prediction(map_state(_combine, x, output, affine, process))
 
     def residual(
         self, x0: State, eps: State, t: Tensor, cond: Condition = None, previous: State | None = None
@@ -256,29 +257,38 @@ class Preconditioned(Denoiser):
 
         Returns:
             F - F* per field, shaped like x0, and `out` per field, float64, shaped like t: x0_hat - x0 = out (F - F*).
+            Of a categorical field the loss of every token, and of a frozen one zeros.
         """
-        x = map_state(lambda leaf, e, process: process.corrupt(leaf, t, e), x0, eps, self.process)
+        process = bound(self.process, x0)
+        x = map_state(lambda leaf, e, p: p.corrupt(leaf, t, e), x0, eps, process)
         affine = self._affine(x, t)
-        output = self._network(x, affine, cond, previous)
+        output = self._network(x, affine, process, cond, previous)
 
-        def difference(f: Tensor, clean: Tensor, e: Tensor, process: Process, what: Parameterization) -> Tensor:
+        def difference(
+            f: Tensor, noisy: Tensor, clean: Tensor, e: Tensor, process: Process, what: Parameterization
+        ) -> Tensor:
+            if isinstance(process, Categorical):
+                return process.errors(clean, noisy, process.space.project(f), t)
+            if not process.noised:
+                return torch.zeros_like(clean, dtype=torch.float32)
             at = (process.space.expand(value.to(clean.device), clean) for value in process.schedule(t))
             return process.space.project(f.to(clean)) - what.target(clean, e, *at)
 
-        away = map_state(difference, output, x0, eps, self.process, self.parameterization)
+        away = map_state(difference, output, x, x0, eps, process, self.parameterization)
         return away, map_state(lambda _, a: a.out, x0, affine)
 
-    def _network(self, x: State, affine: Any, cond: Condition, previous: State | None = None) -> State:
-        scaled = map_state(lambda leaf, a, process: leaf * _to(a.inp, leaf, process), x, affine, self.process)
-        noise, leaf = next(leaves(affine)).noise, next(leaves(x))
-        rows = leaf.shape[0]
+    def _network(self, x: State, affine: Any, process: Any, cond: Condition, previous: State | None = None) -> State:
+        scaled = map_state(lambda leaf, a, p: leaf if a.inp is None else leaf * _to(a.inp, leaf, p), x, affine, process)
+        noise, leaf = _level(affine, process), next(leaves(x))
+        count = rows(process, x)
         if isinstance(noise, float):
-            noise = torch.full((rows,), noise, device=leaf.device)
+            noise = torch.full((count,), noise, device=leaf.device)
         elif noise.ndim == 0:
-            noise = noise.expand(rows)
+            noise = noise.expand(count)
         more = (self._looking_back(x, previous),) if self.self_condition else ()
         result: State = self.network(scaled, noise.to(leaf.device, torch.float32), cond, *more)
-        return result
+        # A network need not repeat the fields that only condition it.
+        return {**scaled, **result} if isinstance(result, Mapping) else result
 
     def _looking_back(self, x: State, previous: State | None) -> State:
         if previous is None:
@@ -290,12 +300,12 @@ class Preconditioned(Denoiser):
     def _affine(self, x: State, t: float | Tensor) -> Any:
         """Return an `Affine` per field; of floats, remembered, when t is one float."""
         if isinstance(t, Tensor):
-            return map_state(lambda _, p, what: what.affine(*p.schedule(t)), x, self.process, self.parameterization)
+            return map_state(lambda _, p, what: _coefficients(p, what, t), x, self.process, self.parameterization)
         if t not in self._known:
             if len(self._known) > 4096:
                 self._known.clear()
-            of = map_state(lambda _, p, what: what.affine(*p.schedule(t)), x, self.process, self.parameterization)
-            self._known[t] = map_state(lambda a: _finite(Affine(*(float(value) for value in a)), t), of)
+            of = map_state(lambda _, p, what: _coefficients(p, what, t), x, self.process, self.parameterization)
+            self._known[t] = map_state(lambda a: _finite(Affine(*map(_number, a)), t), of)
         return self._known[t]
 
 
@@ -339,8 +349,25 @@ def carried(x: Tensor, at: AlphaSigma, to: AlphaSigma) -> Tensor:
     return x * torch.where(at.alpha > at.sigma, to.alpha / at.alpha, to.sigma / at.sigma).to(x)
 
 
+def _coefficients(process: Process, what: Parameterization, t: float | Tensor) -> Affine:
+    """Return the coefficients of a field; tokens and frozen fields go to the network as they are."""
+    if process.noised and not isinstance(process, Categorical):
+        return what.affine(*process.schedule(t))
+    lam = process.schedule.lam(t)
+    return Affine(torch.zeros_like(lam), torch.ones_like(lam), None, lam.clamp(-15, 15) / 4)
+
+
+def _level(affine: Any, process: Any) -> Any:
+    """Return what the network is told of the noise: the first field's that has any."""
+    return next(a.noise for a, p in zip(leaves(affine), leaves(process), strict=True) if p.noised)
+
+
+def _number(value: Any) -> Any:
+    return None if value is None else float(value)
+
+
 def _finite(affine: Affine, t: float) -> Affine:
-    if not all(map(math.isfinite, affine)):
+    if not all(value is None or math.isfinite(value) for value in affine):
         raise ConfigError(
             f"parameterization: undefined at t={t:.6g}, where there is no signal or no noise; start from less noise "
             "(grid=karras) or predict v or x0"
@@ -353,6 +380,8 @@ def _to(value: Any, like: Tensor, process: Process) -> Any:
 
 
 def _combine(x: Tensor, f: Tensor, affine: Affine, process: Process) -> Tensor:
+    if affine.inp is None:
+        return process.space.project(f.float()) if process.noised else x
     f = process.space.project(f.to(x.dtype))
     if isinstance(affine.out, float):
         return torch.add(x * affine.skip, f, alpha=affine.out)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from suffuse.categorical import Categorical
 from suffuse.coupling import coupling
 from suffuse.denoiser import Parameterization, Preconditioned
 from suffuse.density import (
@@ -36,7 +37,7 @@ from suffuse.density import (
 )  # fmt: skip
 from suffuse.errors import ConfigError, suggest
 from suffuse.noise import KeyedNoise, mix
-from suffuse.process import Process, reference, streams
+from suffuse.process import Process, bound, reference, rows, streams
 from suffuse.schedule import Schedule
 from suffuse.state import State, by_field, leaves, map_state
 from suffuse.uncertainty import Uncertainty
@@ -96,6 +97,10 @@ def field_error(away: Tensor, out: Tensor, process: Process, weight: Weight, t: 
         weight: Weight of the x0 error.
         t: Times of the rows.
     """
+    if isinstance(process, Categorical):
+        return process.space.mean(away)
+    if not process.noised:
+        return away.new_zeros(len(t))
     factor = weight(process.schedule.lam(t)) * out**2
     error: Tensor = factor.to(torch.float32) * process.space.mean(away.float() ** 2)
     return error
@@ -178,12 +183,12 @@ class Objective:
             positions: Places of the rows in the global batch; by default their places in this one.
             total: Rows of the global batch; by default B.
         """
-        leaf = next(leaves(x0))
+        process = bound(denoiser.process, x0)
+        count, leaf = rows(process, x0), next(leaves(x0))
         if positions is None:
-            positions = torch.arange(leaf.shape[0], device=leaf.device)
-        process = denoiser.process
+            positions = torch.arange(count, device=leaf.device)
         schedule = reference(process).schedule
-        lam = self.levels(noise, step, positions, total or leaf.shape[0], schedule)
+        lam = self.levels(noise, step, positions, total or count, schedule)
         t = schedule.time(lam)
         eps = map_state(lambda x, p, stream: p.draw(x, noise, step, stream), x0, process, streams(process))
         eps = self.coupling(x0, eps, process)

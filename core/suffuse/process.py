@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from suffuse.errors import ConfigError
 from suffuse.noise import KeyedNoise
-from suffuse.schedule import Schedule
-from suffuse.state import Dense, Space
+from suffuse.schedule import RectifiedFlow, Schedule
+from suffuse.state import Dense, Space, leaves
 
-__all__ = ["Gaussian", "Process", "reference", "streams"]
+__all__ = ["Frozen", "Gaussian", "Process", "bound", "reference", "rows", "streams"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Process(ABC):
 
     schedule: Schedule
     space: Space = field(default_factory=Dense)
+
+    noised: ClassVar[bool] = True
+    """Whether there is anything to undo."""
 
     @abstractmethod
     def draw(self, like: Tensor, noise: KeyedNoise, step: int, stream: int = 0) -> Tensor:
@@ -54,8 +58,10 @@ class Gaussian(Process):
     """
 
     def draw(self, like: Tensor, noise: KeyedNoise, step: int, stream: int = 0) -> Tensor:
-        """Return standard normal noise projected on the space."""
-        return self.space.project(noise.normal(like, step, stream))
+        """Return white noise on the space."""
+        keyed, shape = self.space.keyed(noise, like)
+        z = keyed.normal(like if shape == like.shape else like.new_empty(shape), step, stream)
+        return self.space.white(z.reshape(like.shape))
 
     def prior(self, like: Tensor, eps: Tensor, t: float | Tensor = 1.0) -> Tensor:
         """Return sigma_t eps; the mean alpha_t E[x_0] that it leaves out is what the schedule's end makes small."""
@@ -77,11 +83,71 @@ class Gaussian(Process):
         return self.space.expand(value.to(like.device, like.dtype), like)
 
 
+@dataclass(frozen=True)
+class Frozen(Process):
+    """A field that conditions the others and is never noised: a mask, a scaffold, a size.
+
+    Its content is the caller's: in `like` when sampling, in the batch when training. It has no loss; its schedule is
+    not used.
+    """
+
+    schedule: Schedule = field(default_factory=RectifiedFlow)
+    noised: ClassVar[bool] = False
+
+    def draw(self, like: Tensor, noise: KeyedNoise, step: int, stream: int = 0) -> Tensor:
+        """Return `like`: nothing is drawn."""
+        return like
+
+    def prior(self, like: Tensor, eps: Tensor, t: float | Tensor = 1.0) -> Tensor:
+        """Return `like`."""
+        return like
+
+    def corrupt(self, x0: Tensor, t: float | Tensor, eps: Tensor, source: Tensor | None = None) -> Tensor:
+        """Return x_0."""
+        return x0
+
+    def transition(self, x_s: Tensor, s: float | Tensor, t: float | Tensor, eps: Tensor) -> Tensor:
+        """Return x_s."""
+        return x_s
+
+
+def bound(process: Any, state: Any) -> Any:
+    """Return the processes with the masks of this batch in their spaces; the same object where there are none.
+
+    Arguments:
+        process: A process, or one per field.
+        state: The batch; its frozen fields hold what the spaces name.
+    """
+    if isinstance(process, Mapping):
+        found = {name: _bound_one(p, state) for name, p in process.items()}
+        return found if any(found[name] is not p for name, p in process.items()) else process
+    return _bound_one(process, state)
+
+
+def _bound_one(process: Any, state: Any) -> Any:
+    if isinstance(process, Mapping):
+        return bound(process, state)
+    space = process.space.bind(state)
+    return process if space is process.space else replace(process, space=space)
+
+
 def reference(process: Process | Mapping[str, Any]) -> Process:
-    """Return the process whose schedule the time grid and the time density refer to: the first field's."""
-    while isinstance(process, Mapping):
-        process = next(iter(process.values()))
-    return process
+    """Return the process whose schedule the time grid and the time density refer to: the first field's that is noised.
+
+    Raises:
+        ConfigError: When every field is frozen.
+    """
+    for found in leaves(process):
+        if found.noised:
+            noised: Process = found
+            return noised
+    raise ConfigError("process: every field is frozen, so there is nothing to diffuse")
+
+
+def rows(process: Any, state: Any) -> int:
+    """Return the number of samples in a batch."""
+    of = (p.space.rows(leaf) for p, leaf in zip(leaves(process), leaves(state), strict=False) if p.noised)
+    return int(next(of))
 
 
 def streams(process: Process | Mapping[str, Any]) -> Any:

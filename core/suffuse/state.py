@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from suffuse.errors import ConfigError
+from suffuse.noise import KeyedNoise
 
 __all__ = ["Dense", "Space", "State", "by_field", "leaves", "map_state"]
 
@@ -62,6 +63,25 @@ class Space(ABC):
     @abstractmethod
     def project(self, x: Tensor) -> Tensor:
         """Return the nearest point of the space; noise and predictions are projected."""
+
+    def bind(self, state: State) -> Space:
+        """Return the space of this batch, with the masks that it names in `state`; by default itself."""
+        return self
+
+    def rows(self, like: Tensor) -> int:
+        """Return the number of samples in a field."""
+        return like.shape[0]
+
+    def white(self, z: Tensor) -> Tensor:
+        """Return white noise on the space from independent standard normal (or uniform) numbers `z`."""
+        return self.project(z)
+
+    def keyed(self, noise: KeyedNoise, like: Tensor) -> tuple[KeyedNoise, tuple[int, ...]]:
+        """Return the streams that draw for `like`, and the shape they draw: by default one stream per sample.
+
+        A space whose samples differ in size has one per token, so that neither padding nor neighbours change a draw.
+        """
+        return noise, tuple(like.shape)
 
     @abstractmethod
     def mean(self, r: Tensor) -> Tensor:

@@ -439,7 +439,7 @@ class SamplerContract:
 
         def step(x: torch.Tensor, eps: list[torch.Tensor]) -> torch.Tensor:
             stored = tuple(x for _ in range(getattr(row.step, "depth", 0)))
-            moved: torch.Tensor = sampler.step(row, _Carry(x, x, stored, x), denoiser, None, eps).x
+            moved: torch.Tensor = sampler.step(row, _Carry(x, x, stored, x), denoiser, process, None, eps).x
             return moved
 
         torch.compiler.reset()  # what other samplers compiled would count as recompilations

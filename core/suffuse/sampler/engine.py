@@ -37,7 +37,7 @@ from suffuse.denoiser import Denoiser
 from suffuse.errors import ConfigError
 from suffuse.grid import Grid
 from suffuse.noise import KeyedNoise
-from suffuse.process import Process, reference, streams
+from suffuse.process import Process, bound, reference, streams
 from suffuse.schedule import Schedule
 from suffuse.solver import Node, Step
 from suffuse.state import State, leaves, map_state
@@ -222,7 +222,7 @@ class Sampler(ABC):
 
     def plan(self, grid: Grid, process: Process | Mapping[str, Process]) -> Plan:
         """Return the rows for a grid, with a table per field of a composite state."""
-        kinds = map_state(lambda p: (type(p), p.schedule), process)
+        kinds = map_state(lambda p: (type(p), p.schedule, getattr(p, "classes", 0)), process)
         key = (self, _frozen(kinds), grid.t.shape, grid.t.tobytes(), grid.clean)
         if key not in _PLANS:
             if len(_PLANS) >= 64:
@@ -232,15 +232,20 @@ class Sampler(ABC):
 
     def along(self, route: Route, process: Any) -> Plan:
         """Return the rows for a route."""
-        fields = map_state(lambda p: self.table(route, p, True), process)
-        if len({tuple(map(len, table)) for table in leaves(fields)}) > 1:
+        from suffuse.sampler.discrete import beside, is_gaussian
+
+        fields = map_state(lambda p: self.table(route, p, True) if is_gaussian(p) else None, process)
+        if len({tuple(map(len, table)) for table in leaves(fields) if table is not None}) > 1:
             # Fields that would take different numbers of rows take those that fit any node.
-            fields = map_state(lambda p: self.table(route, p, False), process)
+            fields = map_state(lambda p: self.table(route, p, False) if is_gaussian(p) else None, process)
+        leader = next((table for table in leaves(fields) if table is not None), None)
+        fields = map_state(lambda p, table: beside(self, route, p, leader) if table is None else table, process, fields)
+        leader = leader or next(table for p, table in zip(leaves(process), leaves(fields), strict=True) if p.noised)
         rows: list[Row] = []
         for i, leg in enumerate(route.legs):
-            for j in range(len(next(leaves(fields))[i])):
+            for j in range(len(leader[i])):
                 stages = map_state(lambda table, i=i, j=j: table[i][j], fields)
-                stage: Stage = next(leaves(stages))
+                stage: Stage = leader[i][j]
                 draws = map_state(lambda s, i=i: tuple(_number(i, k) for k in s.draws), stages)
                 rows.append(
                     Row(
@@ -251,13 +256,13 @@ class Sampler(ABC):
                         push=stage.push,
                         draws=draws,
                         noisy=any(leaves(draws)),
-                        done=j == len(next(leaves(fields))[i]) - 1,
+                        done=j == len(leader[i]) - 1,
                     )
                 )
         return Plan(tuple(rows), self._time(route.t[route.legs[0].nodes[0]]))
 
     def table(self, route: Route, process: Process, whole: bool) -> list[list[Stage]]:
-        """Return, per leg, the rows of one field."""
+        """Return, per leg, the rows of one field with Gaussian noise."""
         tables = route.levels(process.schedule)
         if route.t.ndim == 1:
             return self.column(_legs(route, [list(map(float, table)) for table in tables]), whole)
@@ -272,7 +277,7 @@ class Sampler(ABC):
     def _time(t: Any) -> float | Tensor:
         return float(t) if t.ndim == 0 else torch.from_numpy(t)[None]
 
-    def step(self, row: Row, carry: _Carry, denoiser: Denoiser, cond: Any, eps: Any) -> _Carry:
+    def step(self, row: Row, carry: _Carry, denoiser: Denoiser, process: Any, cond: Any, eps: Any) -> _Carry:
         """Return the carry after one row; pure, with no reading back from the device."""
         x, base, history, d = carry
         if row.t is not None:
@@ -283,7 +288,6 @@ class Sampler(ABC):
             d = denoiser(x, t, cond).x0
         elif d is None:
             d = x  # a leg up at the very start uses no prediction
-        process = denoiser.process
         if row.fix is not None:
             base = map_state(_advance, base, x, d, row.fix, process, history, eps)
         new = map_state(_advance, base, x, d, row.step, process, history, eps)
@@ -302,6 +306,7 @@ class Sampler(ABC):
         cond: Any = None, callback: Callable[[int, int, State, State], None] | None = None, x: State | None = None,
     ) -> State:  # fmt: skip
         """Return where a plan leads."""
+        process = bound(process, like)
         rows = [_placed(row, like) for row in plan.rows]
         number = streams(process)
 
@@ -317,7 +322,7 @@ class Sampler(ABC):
         carry = _Carry(x, x, map_state(lambda _: (), like))
         none = map_state(lambda _: (), like)
         for i, row in enumerate(rows):
-            carry = self.step(row, carry, denoiser, cond, drawn(row.draws) if row.noisy else none)
+            carry = self.step(row, carry, denoiser, process, cond, drawn(row.draws) if row.noisy else none)
             if callback is not None and row.done:
                 assert carry.x0 is not None  # set by every step
                 callback(i + 1, len(rows), carry.x, carry.x0)
