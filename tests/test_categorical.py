@@ -12,6 +12,7 @@ from suffuse.categorical import Masked, Uniform, choose, limited
 from suffuse.denoiser import Denoiser, EDMPrecond, Preconditioned, Prediction
 from suffuse.errors import ConfigError
 from suffuse.grid import Grid, Karras, Linear, Trailing
+from suffuse.guidance import ClassifierFree
 from suffuse.noise import KeyedNoise
 from suffuse.objective import Objective, UniformTime, UniformWeight
 from suffuse.process import Frozen, Gaussian
@@ -385,3 +386,26 @@ def test_dense_spaces_of_tokens_take_times_per_token():
     x = process.corrupt(x0, t, process.draw(x0, KeyedNoise(torch.arange(20000)), 0))
     assert (x == 4).double().mean(0).tolist() == pytest.approx([0.2, 0.9], abs=0.015)
     assert RectifiedFlow()(0.3).alpha == LogLinear()(0.3).alpha
+
+
+class Told(torch.nn.Module):
+    """Logits and positions that depend on the condition."""
+
+    def forward(self, x, noise, cond=None):
+        shift = cond["vector"].mean(1)
+        logits = torch.zeros(*x["atoms"].shape, 4).index_fill(-1, torch.tensor([1]), 1.0) * shift[:, None, None]
+        return {"pos": torch.ones_like(x["pos"]) * shift[:, None, None], "atoms": logits,
+                "bonds": torch.zeros(*x["bonds"].shape, 3)}  # fmt: skip
+
+
+def test_guidance_of_a_mixed_state():
+    """Logits extrapolate as x0 does, whole fields keep to their masks, and frozen ones are as they were."""
+    plain = Preconditioned(Told(), MIXED, EDMPrecond(0.5))
+    state, rows = mixed_state(), 4
+    guided = ClassifierFree(plain, 3.0, {"vector": torch.zeros(rows, 2)})
+    cond = {"vector": torch.ones(rows, 2)}
+    found, asked, none = guided(state, 0.5, cond).x0, plain(state, 0.5, cond).x0, plain(state, 0.5, guided.null).x0
+    for name in ("pos", "atoms"):
+        wanted = none[name] + 3 * (asked[name] - none[name])
+        assert (found[name] - wanted).abs().max() < 1e-5
+    assert torch.equal(found["mask"], state["mask"]) and (found["pos"][:, 3] == 0).all()

@@ -26,7 +26,7 @@ from suffuse.denoiser import Condition, Denoiser, Prediction
 from suffuse.errors import ConfigError
 from suffuse.guidance.gradient import differentiating, gain, levels, ordinary, pullback, variable
 from suffuse.guidance.interval import Ends, Interval, check_scale
-from suffuse.process import Gaussian, Process
+from suffuse.process import Gaussian, Process, bound
 from suffuse.state import State, leaves, map_state
 
 __all__ = ["Classifier", "Energy", "prior_covariance", "shifted"]
@@ -62,7 +62,7 @@ class Classifier(Denoiser):
             return prediction
         slope = _slope(lambda leaf: self.log_prob(leaf, ordinary(t), ordinary(cond)), x, "guidance: the log_prob")
         step = map_state(lambda g, factor: self.scale * factor * g, slope, gain(self, x, t))
-        return Prediction(shifted(prediction.x0, step, inside, self.process))
+        return Prediction(shifted(prediction.x0, step, inside, bound(self.process, x)))
 
 
 class Energy(Denoiser):
@@ -103,7 +103,7 @@ class Energy(Denoiser):
             x0 = self.denoiser(x, t, cond).x0
             slope, factor = self._slope(x0), prior_covariance(self, x, t, self.sigma_data)
         step = map_state(lambda g, f: -self.scale * f * g, slope, factor)
-        return Prediction(shifted(x0, step, inside, self.process))
+        return Prediction(shifted(x0, step, inside, bound(self.process, x)))
 
     def _slope(self, x0: State) -> State:
         return _slope(self.energy, x0, "guidance: the energy")

@@ -20,7 +20,7 @@ from suffuse.errors import ConfigError
 from suffuse.guidance.interval import Ends, Interval, check_scale
 from suffuse.guidance.momentum import Momentum
 from suffuse.guidance.rule import Linear, Projected, Rule, coefficients
-from suffuse.process import Gaussian, Process
+from suffuse.process import Gaussian, Process, bound
 from suffuse.state import State, leaves, map_state
 
 __all__ = ["ClassifierFree", "Composed", "Guided", "Weaker", "ask"]
@@ -56,16 +56,17 @@ class Guided(Denoiser):
             prediction: Prediction = self.denoiser(x, t, cond)
             return prediction
         given, weak = self.pair(x, t, cond)
+        process = bound(self.process, x)
         if self.momentum is not None:
             difference = map_state(torch.sub, given, weak)
-            weak = map_state(torch.sub, given, self.momentum.add(t, difference, self.process))
+            weak = map_state(torch.sub, given, self.momentum.add(t, difference, process))
         levels = self._levels(t)
 
         def guide(leaf: Tensor, g: Tensor, u: Tensor, process: Process, level: Any, w: Any) -> Tensor:
             guided = self._guide(leaf, g, u, process, level, _spread(w, g, process))
             return guided if inside is True else torch.where(process.space.expand(inside, g), guided, g)
 
-        return Prediction(map_state(guide, x, given, weak, self.process, levels, scale))
+        return Prediction(map_state(guide, x, given, weak, process, levels, scale))
 
     def pair(self, x: State, t: float | Tensor, cond: Condition) -> tuple[State, State]:
         """Return the prediction that was asked for and the weaker one."""
@@ -195,7 +196,7 @@ class Composed(ClassifierFree):
             added = sum(terms, torch.zeros_like(u))
             return added if isinstance(inside, bool) else added * process.space.expand(inside, u)
 
-        added = map_state(total, without, self.process, *more)
+        added = map_state(total, without, bound(self.process, x), *more)
         return map_state(torch.add, given, added), map_state(torch.add, without, added)
 
 

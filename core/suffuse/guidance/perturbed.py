@@ -27,7 +27,7 @@ from suffuse.denoiser import Condition, Denoiser, Prediction
 from suffuse.errors import ConfigError, suggest
 from suffuse.guidance.guided import Guided, ask
 from suffuse.guidance.interval import Ends, Interval, check_scale
-from suffuse.process import Process
+from suffuse.process import Process, bound
 from suffuse.state import State, map_state
 
 __all__ = ["Perturbed", "named_layers"]
@@ -82,7 +82,7 @@ class Perturbed(Guided):
             guided = guided + (self.cfg - 1) * (g - u) if free else guided
             return guided if isinstance(inside, bool) else torch.where(process.space.expand(inside, g), guided, g)
 
-        return Prediction(map_state(guide, given, spoilt, without, self.process))
+        return Prediction(map_state(guide, given, spoilt, without, bound(self.process, x)))
 
     @property
     def compiled(self) -> bool:

@@ -29,7 +29,7 @@ from suffuse.errors import ConfigError
 from suffuse.grid import Grid
 from suffuse.guidance.guided import ClassifierFree
 from suffuse.guidance.interval import Ends, Interval
-from suffuse.process import Gaussian, Process
+from suffuse.process import Gaussian, Process, bound
 from suffuse.state import State, leaves, map_state
 
 __all__ = ["PlusPlus", "Still"]
@@ -109,7 +109,7 @@ class Still(Denoiser):
             inside, inverse = self._known[t] if t in self._known else self._known.setdefault(t, self._at(t))
         held = all(isinstance(process, Gaussian) for process in leaves(self.process))
         if inside is True and held:
-            return Prediction(map_state(_held, x, inverse, self.process))
+            return Prediction(map_state(_held, x, inverse, bound(self.process, x)))
         prediction: Prediction = self.denoiser(x, t, cond)
         if inside is False:
             return prediction
@@ -120,7 +120,7 @@ class Still(Denoiser):
             still = _held(leaf, value, process)
             return still if inside is True else torch.where(process.space.expand(inside, leaf), still, x0)
 
-        return Prediction(map_state(hold, x, prediction.x0, inverse, self.process))
+        return Prediction(map_state(hold, x, prediction.x0, inverse, bound(self.process, x)))
 
     def _at(self, t: float | Tensor) -> tuple[bool | Tensor, Any]:
         def inverse(process: Process) -> Any:

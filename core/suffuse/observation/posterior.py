@@ -33,6 +33,7 @@ from suffuse.errors import ConfigError
 from suffuse.guidance.energy import prior_covariance, shifted
 from suffuse.guidance.gradient import differentiating, gain, ordinary, pullback
 from suffuse.guidance.interval import Ends, Interval, check_scale
+from suffuse.process import bound
 from suffuse.state import State, leaves, map_state
 
 __all__ = ["DPS", "MMPS", "Observation", "PiGDM", "conjugate_gradient"]
@@ -89,7 +90,7 @@ class Observation(Denoiser):
 
         rest = ordinary(self.y).to(next(leaves(x0))) - self._measure(x0)
         inverted = self.solve(rest, x, t, covary, transposed)
-        return Prediction(shifted(x0, covary(transposed(inverted)), inside, self.process))
+        return Prediction(shifted(x0, covary(transposed(inverted)), inside, bound(self.process, x)))
 
     @abstractmethod
     def solve(
