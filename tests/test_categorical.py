@@ -13,6 +13,7 @@ from suffuse.denoiser import Denoiser, EDMPrecond, Preconditioned, Prediction
 from suffuse.errors import ConfigError
 from suffuse.grid import Grid, Karras, Linear, Trailing
 from suffuse.guidance import ClassifierFree
+from suffuse.nelbo import nelbo
 from suffuse.noise import KeyedNoise
 from suffuse.objective import Objective, UniformTime, UniformWeight
 from suffuse.process import Frozen, Gaussian
@@ -20,6 +21,7 @@ from suffuse.rates import CosineRate, LogLinear
 from suffuse.sampler import (
     Ancestral,
     AncestralTokens,
+    CachedAncestral,
     Confidence,
     Euler,
     Multistep,
@@ -409,3 +411,42 @@ def test_guidance_of_a_mixed_state():
         wanted = none[name] + 3 * (asked[name] - none[name])
         assert (found[name] - wanted).abs().max() < 1e-5
     assert torch.equal(found["mask"], state["mask"]) and (found["pos"][:, 3] == 0).all()
+
+
+class Timed(Oracle):
+    """The oracle with a time per row."""
+
+    def forward(self, x, t, cond=None):
+        alpha = self.process.schedule(t).alpha
+        rows = [posterior(self.process, x[i : i + 1], float(alpha[i])) for i in range(len(x))]
+        return Prediction(torch.cat(rows).clamp(min=1e-300).log())
+
+
+@pytest.mark.parametrize("process", KINDS, ids=str)
+def test_the_estimated_bound_is_the_entropy(process):
+    draws = [torch.multinomial(p, 400, True, generator=torch.Generator().manual_seed(k)) for k, p in enumerate(P)]
+    x0 = torch.stack(draws, 1)
+    found = nelbo(Timed(process), x0, None, KeyedNoise(torch.arange(400)), times=16)
+    wanted = -sum(P[k].log()[x0[:, k]] for k in range(3))
+    spread = float(found.std()) / 20
+    assert abs(float(found.mean() - wanted.mean())) < 4 * spread and found.shape == (400,)
+    with pytest.raises(ConfigError, match="times=0"):
+        nelbo(Timed(process), x0, None, KeyedNoise(torch.arange(400)), times=0)
+    with pytest.raises(ConfigError, match="has Gaussian noise"):
+        nelbo(Preconditioned(Mixed(), MIXED, EDMPrecond(0.5)), mixed_state(), None, KeyedNoise(torch.arange(4)))
+
+
+def test_cached_ancestral_asks_less_and_draws_the_same():
+    calls = []
+
+    class Counted(Pair):
+        def forward(self, x, t, cond=None):
+            calls.append(t)
+            return super().forward(x, t, cond)
+
+    denoiser, like = Counted(), torch.zeros(3, 2, dtype=torch.int64)
+    grid, noise = Trailing()(None, 100), KeyedNoise(torch.arange(3))
+    plain = sample(denoiser, denoiser.process, AncestralTokens(100), grid, noise, like)
+    asked = len(calls)
+    cached = sample(denoiser, denoiser.process, CachedAncestral(100), grid, noise, like)
+    assert torch.equal(plain, cached) and asked == 100 and len(calls) - asked <= 1 + 3 * 2

@@ -175,7 +175,7 @@ class Classes(Denoiser):
 
 
 MU = torch.tensor([0.8, -0.4], dtype=f64)
-OF_TOKENS = {"confidence", "mask_ancestral", "tau_leaping"}
+OF_TOKENS = {"confidence", "mask_ancestral", "mask_cached", "tau_leaping"}
 SAMPLERS = sorted({p.stem for p in (Path(__file__).parents[1] / "conf" / "sampler").glob("*.yaml")} - OF_TOKENS)
 
 

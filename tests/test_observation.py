@@ -27,7 +27,7 @@ from suffuse.targets import GaussianMixture
 from torch.utils._python_dispatch import TorchDispatchMode
 
 f64 = torch.float64
-OF_TOKENS = {"confidence", "mask_ancestral", "tau_leaping"}
+OF_TOKENS = {"confidence", "mask_ancestral", "mask_cached", "tau_leaping"}
 SAMPLERS = sorted({p.stem for p in (Path(__file__).parents[1] / "conf" / "sampler").glob("*.yaml")} - OF_TOKENS)
 
 

@@ -42,7 +42,12 @@ def _contract(name: str) -> type[SamplerContract]:
 
 
 for _name in OPTIONS:
-    if _name not in ("mask_ancestral", "tau_leaping", "confidence"):  # of tokens: tests/test_categorical.py
+    if _name not in (
+        "mask_ancestral",
+        "mask_cached",
+        "tau_leaping",
+        "confidence",
+    ):  # of tokens: tests/test_categorical.py
         globals()[f"Test_{_name}"] = _contract(_name)
 
 
