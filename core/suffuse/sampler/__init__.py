@@ -8,7 +8,7 @@ from suffuse.sampler.multistep import DDIM, Ancestral, Consistency, Euler, Multi
 from suffuse.sampler.singlestep import Churn, Heun, Langevin, Resample, Restart, SingleStep
 
 __all__ = [
-    "DDIM", "Adaptive", "Ancestral", "AncestralTokens", "CachedAncestral", "Churn", "Confidence", "Consistency", "Euler",
-    "Heun", "Langevin", "Leg", "Multistep", "Plan", "PredictorCorrector", "Resample", "Restart", "Route", "Row", "Sampler",
-    "SingleStep", "Stage", "TauLeaping", "Tokens", "invert", "sample",
+    "DDIM", "Adaptive", "Ancestral", "AncestralTokens", "CachedAncestral", "Churn", "Confidence", "Consistency",
+    "Euler", "Heun", "Langevin", "Leg", "Multistep", "Plan", "PredictorCorrector", "Resample", "Restart", "Route",
+    "Row", "Sampler", "SingleStep", "Stage", "TauLeaping", "Tokens", "invert", "sample",
 ]  # fmt: skip
