@@ -505,3 +505,27 @@ def test_order_falls_where_there_are_too_few_steps():
     one = Karras(end="min")(EDM(), 1)
     plain = draw(EDM(), Multistep(order=3, start="plain"), one, start(80))
     assert (plain - draw(EDM(), Euler(), one, start(80))).abs().max() < 1e-10
+
+
+X = torch.zeros(3, 2, dtype=f64)
+FIELDS = {"pos": Process(EDM()), "mass": Process(EDM())}
+
+
+@pytest.mark.parametrize(
+    ("process", "like", "x", "seeds", "text"),
+    [
+        (Process(EDM()), X, X.clone().fill_(math.nan), 3, "NaN or infinite"),
+        (Process(EDM()), X, torch.zeros(3, 4, dtype=f64), 3, r"a start of shape \(3, 4\)"),
+        (Process(EDM()), X, None, 5, "5 seeds for 3 rows"),
+        (FIELDS, {"pos": X, "mas": X}, None, 3, "field 'mass' is in the process only; did you mean 'mas'"),
+        (FIELDS, {"pos": X, "mass": X, "spin": X}, None, 3, "field 'spin' is in the state only"),
+        (FIELDS, X, None, 3, "has no named fields, but the process has pos, mass"),
+        (Process(EDM()), {"pos": X}, None, 3, "has named fields, but the process has none"),
+        (FIELDS, {"pos": X, "mass": X}, {"pos": X}, 3, "field 'mass' is in the process only"),
+    ],
+)
+def test_what_does_not_fit_is_refused(process, like, x, seeds, text):
+    denoiser = Exact(Process(EDM()), mixture().posterior_mean)
+    with pytest.raises(ConfigError, match=text) as caught:
+        sample(denoiser, process, Euler(), Karras()(EDM(), 4), KeyedNoise(torch.arange(seeds)), like, x=x)
+    assert "\n" not in str(caught.value)

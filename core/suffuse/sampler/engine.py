@@ -34,10 +34,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from suffuse.denoiser import Denoiser
-from suffuse.errors import ConfigError
+from suffuse.errors import ConfigError, suggest
 from suffuse.grid import Grid
 from suffuse.noise import KeyedNoise
-from suffuse.process import Process, bound, reference, streams
+from suffuse.process import Process, bound, reference, rows, streams
 from suffuse.schedule import Schedule
 from suffuse.solver import Node, Step
 from suffuse.state import State, leaves, map_state
@@ -307,7 +307,7 @@ class Sampler(ABC):
     ) -> State:  # fmt: skip
         """Return where a plan leads."""
         process = bound(process, like)
-        rows = [_placed(row, like) for row in plan.rows]
+        every = [_placed(row, like) for row in plan.rows]
         number = streams(process)
 
         def drawn(ids: Any) -> Any:
@@ -321,11 +321,11 @@ class Sampler(ABC):
             x = map_state(lambda leaf, eps, p: p.prior(leaf, eps[0], _rows(t, leaf)), like, drawn(start), process)
         carry = _Carry(x, x, map_state(lambda _: (), like))
         none = map_state(lambda _: (), like)
-        for i, row in enumerate(rows):
+        for i, row in enumerate(every):
             carry = self.step(row, carry, denoiser, process, cond, drawn(row.draws) if row.noisy else none)
             if callback is not None and row.done:
                 assert carry.x0 is not None  # set by every step
-                callback(i + 1, len(rows), carry.x, carry.x0)
+                callback(i + 1, len(every), carry.x, carry.x0)
         return carry.x
 
 
@@ -352,8 +352,44 @@ def sample(
         cond: Embedded condition.
         callback: Called as ``callback(done, rows, x, x0)`` after the last row of every leg.
         x: Start here instead of at the prior.
+
+    Raises:
+        ConfigError: When the names of the fields are not those of the process, the noise has another number of streams
+            than the batch has rows, or a start on the CPU has another shape or is not finite.
     """
+    _check(process, like, noise, x)
     return sampler.run(denoiser, process, grid, noise, like, cond, callback, x)
+
+
+def _check(process: Any, like: State, noise: KeyedNoise, x: State | None) -> None:
+    """Refuse what does not fit, reading nothing back from a device."""
+    for what, state in (("state", like), ("start", x)):
+        if state is not None:
+            _check_names(process, state, what)
+    seeds = getattr(noise, "seeds", None)
+    if seeds is not None and len(seeds) != (count := rows(bound(process, like), like)):
+        raise ConfigError(f"sample: {len(seeds)} seeds for {count} rows; give one seed per row")
+    for start, leaf in zip(leaves(x) if x is not None else (), leaves(like), strict=False):
+        if start.shape != leaf.shape:
+            raise ConfigError(f"sample: a start of shape {tuple(start.shape)} for a state {tuple(leaf.shape)}")
+        if start.device.type == "cpu" and start.is_floating_point() and not np.isfinite(start.detach().numpy()).all():
+            raise ConfigError("sample: the start holds NaN or infinite values; clean it")
+
+
+def _check_names(process: Any, state: State, what: str) -> None:
+    if isinstance(process, Mapping) != isinstance(state, Mapping):
+        kind = "has no named fields, but the process has" if isinstance(process, Mapping) else "has named fields, but"
+        rest = ", ".join(process) if isinstance(process, Mapping) else "the process has none"
+        raise ConfigError(f"sample: the {what} {kind} {rest}")
+    if isinstance(process, Mapping) and isinstance(state, Mapping):
+        for name in [*process, *state]:
+            if name not in process or name not in state:
+                near = suggest(name, state if name in process else process, listing="fields")
+                raise ConfigError(
+                    f"sample: field {name!r} is in the {'process' if name in process else what} only{near}"
+                )
+        for name, field in state.items():
+            _check_names(process[name], field, what)
 
 
 _PLANS: dict[Any, Plan] = {}
