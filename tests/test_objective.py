@@ -33,6 +33,7 @@ from suffuse.objective import (
     Mode,
     ModeWeight,
     Objective,
+    PowerTime,
     SigmoidWeight,
     SoftMinSNR,
     Uncertainty,
@@ -49,8 +50,9 @@ from torch import nn
 
 f64 = torch.float64
 DENSITIES = [
-    LogNormal(), LogitNormal(), LogNormal(0.5, 2.0), UniformTime(), UniformLogSNR(), UniformLogSNR(-1.0, 3.0), CosMap(),
-    Mode(), Mode(-0.7), Mode(0.0), Mode(1.75), LogStudent(), LogStudent(0.3, 0.8, 1.0), LogStudent(0.0, 0.2, 0.5),
+    LogNormal(), LogitNormal(), LogNormal(0.5, 2.0), UniformTime(), PowerTime(), PowerTime(0.7), UniformLogSNR(),
+    UniformLogSNR(-1.0, 3.0), CosMap(), Mode(), Mode(-0.7), Mode(0.0), Mode(1.75), LogStudent(),
+    LogStudent(0.3, 0.8, 1.0), LogStudent(0.0, 0.2, 0.5),
 ]  # fmt: skip
 WEIGHTS = [
     UniformWeight(), EpsWeight(), VWeight(), FlowWeight(), EDMWeight(0.5), MinSNR(5.0), SoftMinSNR(), P2(),
@@ -216,11 +218,15 @@ def test_log_prob_is_the_density_of_the_quantiles(density, schedule):
 
 
 @pytest.mark.parametrize(
-    "density", [LogNormal(), LogitNormal(), UniformTime(), UniformLogSNR(-1, 2), CosMap(), Mode(), Mode(-0.9)], ids=str
+    "density",
+    [LogNormal(), LogitNormal(), UniformTime(), PowerTime(3.0), UniformLogSNR(-1, 2), CosMap(), Mode(), Mode(-0.9)],
+    ids=str,
 )
 def test_density_integrates_to_one(density):
     schedule = EDM()
-    low, high = (float(schedule.lam(t)) for t in (1.0, 0.0)) if isinstance(density, UniformTime) else (-40.0, 40.0)
+    low, high = (
+        (float(schedule.lam(t)) for t in (1.0, 0.0)) if isinstance(density, UniformTime | PowerTime) else (-40.0, 40.0)
+    )
     low, high = (density.low, density.high) if isinstance(density, UniformLogSNR) else (low, high)
     total = integral(lambda lam: density.log_prob(lam, schedule).exp(), low + 1e-9, high - 1e-9)
     assert total == pytest.approx(1, abs=1e-6)

@@ -6,7 +6,7 @@ Importing the package imports no torch; take the mathematics from its modules (`
 
 from suffuse.errors import SuffuseError
 from suffuse.hookspecs import hookimpl
-from suffuse.modality import Modality
+from suffuse.modality import Command, Modality
 
-__all__ = ["Modality", "SuffuseError", "hookimpl"]
+__all__ = ["Command", "Modality", "SuffuseError", "hookimpl"]
 __version__ = "0.1.0"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import json
 import os
 import sys
@@ -13,6 +15,7 @@ from typing import NoReturn
 
 from suffuse import overrides
 from suffuse.errors import CheckpointError, ConfigError, SuffuseError, suggest
+from suffuse.modality import Command
 from suffuse.plugins import CONF, registry
 
 __all__ = ["main", "sample", "train"]
@@ -250,6 +253,10 @@ def main() -> None:
         task = sys.argv.pop(1)
         _guard(task, tasks[task], sys.argv[1:])
         return
+    if len(sys.argv) > 1 and (command := registry().commands.get(sys.argv[1])):
+        sys.argv.pop(1)
+        _guard(f"suffuse {command.name}", functools.partial(_run, command), sys.argv[1:])
+        return
     parser = argparse.ArgumentParser(prog="suffuse")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="train a model (the same as the command `train`)")
@@ -264,11 +271,19 @@ def main() -> None:
     info = commands.add_parser("info", help="say what a checkpoint is")
     info.add_argument("ckpt", help="a run directory or a checkpoint file")
     info.add_argument("--json", action="store_true", help="print one JSON object")
+    for command in registry().commands.values():
+        commands.add_parser(command.name, help=command.summary)
     args = parser.parse_args()
     try:
         sys.exit(_command(args))
     except SuffuseError as error:
         fail("suffuse", error)
+
+
+def _run(command: Command, argv: list[str]) -> None:
+    """Run a package's own command."""
+    module, _, name = command.run.partition(":")
+    getattr(importlib.import_module(module), name)(argv)
 
 
 def _command(args: argparse.Namespace) -> int:

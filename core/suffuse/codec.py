@@ -6,13 +6,18 @@ waveforms to spectrograms, pictures to latents of a frozen autoencoder are all c
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from suffuse.state import State
 
-__all__ = ["Codec", "Identity"]
+if TYPE_CHECKING:
+    from suffuse.model import Facts
+
+__all__ = ["Codec", "Identity", "empty"]
 
 
 @runtime_checkable
@@ -29,6 +34,19 @@ class Codec(Protocol):
     def decode(self, state: State) -> Any:
         """Return the batch in the units of the data set."""
         ...
+
+
+def empty(codec: Any, facts: Facts, seeds: Tensor, raw: Mapping[str, Tensor], device: torch.device | str) -> State:
+    """Return the shapes that samples are drawn in, and the content of the fields that are given: one row per seed.
+
+    A codec whose states differ in size, or have frozen fields, says it in ``like(seeds, raw, device)``; a row of it may
+    depend on its own seed and condition alone. Without that method every state has the shape of the training data.
+    """
+    own = getattr(codec, "like", None)
+    if own is None:
+        return facts.like(len(seeds), device)
+    state: State = own(seeds, raw, device)
+    return state
 
 
 class Identity:

@@ -14,11 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from suffuse.denoiser import Denoiser
 from suffuse.errors import ConfigError, suggest
+from suffuse.noise import KeyedNoise
 
 __all__ = ["ClassConditioner", "Conditioner", "NoConditioner", "VectorConditioner"]
 
 Raw = Mapping[str, Tensor]
+
+DROP_STREAM = 101
+"""Noise stream of the dropped conditions, and of scalars dropped for themselves from there on; the objective uses those
+up to 100."""
 
 
 class Conditioner(nn.Module):
@@ -29,22 +35,28 @@ class Conditioner(nn.Module):
         scalars: Names of the float conditions; empty for none.
         width: Size of the embedded vector.
         dropout: Share of training rows whose condition is dropped.
+        each: Share of training rows in which a scalar is dropped for itself, whatever happens to the others: the
+            network then learns every subset of them.
+        moments: Mean and standard deviation of scalars; a network sees them standardised.
 
     Raises:
-        ConfigError: Unless 0 <= dropout < 1 and width >= 1.
+        ConfigError: Unless 0 <= dropout < 1, 0 <= each < 1 and width >= 1.
     """
 
     def __init__(
-        self, labels: Sequence[str] = (), scalars: Sequence[str] = (), width: int = 64, dropout: float = 0.1
-    ) -> None:
+        self, labels: Sequence[str] = (), scalars: Sequence[str] = (), width: int = 64, dropout: float = 0.1,
+        each: float = 0.0, moments: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"conditioner.dropout={dropout} must be in [0, 1)")
+        for name, share in (("dropout", dropout), ("each", each)):
+            if not 0 <= share < 1:
+                raise ConfigError(f"conditioner.{name}={share} must be in [0, 1)")
         if width < 1:
             raise ConfigError(f"conditioner.width={width} must be at least 1")
         self.labels, self.scalars = tuple(labels), tuple(scalars)
         self.width = width if self.labels or self.scalars else 0
-        self.dropout = dropout
+        self.dropout, self.each = dropout, each
+        self.moments = {name: tuple(pair) for name, pair in (moments or {}).items()}
         # The last row stands for no label.
         self.embed = nn.Embedding(len(self.labels) + 1, width) if self.labels else None
         self.scalar = nn.ModuleDict()
@@ -62,7 +74,8 @@ class Conditioner(nn.Module):
         for name in self.scalars:
             value = raw[name].float()
             missing = value.isnan()[:, None]
-            embedded = self.scalar[name](value.nan_to_num()[:, None])
+            mean, spread = self.moments.get(name, (0.0, 1.0))
+            embedded = self.scalar[name](((value - mean) / spread).nan_to_num()[:, None])
             parts.append(torch.where(missing, self.absent[name], embedded))
         return {"vector": torch.stack(parts).sum(0)} if parts else {}
 
@@ -75,10 +88,31 @@ class Conditioner(nn.Module):
         raw: dict[str, Tensor] = {name: torch.full((batch,), float("nan"), device=device) for name in self.scalars}
         return ({"label": torch.full((batch,), -1, device=device)} if self.labels else {}) | raw
 
-    def drop(self, raw: Raw, mask: Tensor) -> dict[str, Tensor]:
-        """Return `raw` without the rows where `mask`, shape (B,), is true."""
-        nothing = self.nothing(len(mask), mask.device)
-        return {name: torch.where(mask, nothing[name], raw[name].to(nothing[name].dtype)) for name in nothing}
+    def dropped(self, noise: KeyedNoise, step: int, like: Tensor) -> dict[str, Tensor]:
+        """Return which rows of each condition a training step drops, boolean (B,).
+
+        Arguments:
+            noise: One stream per row.
+            step: Which draw.
+            like: Float (B,), for the device.
+        """
+        every = noise.uniform(like, step, DROP_STREAM) < self.dropout
+        masks = dict.fromkeys(["label"] * bool(self.labels) + list(self.scalars), every)
+        for number, name in enumerate(self.scalars if self.each else ()):
+            masks[name] = every | (noise.uniform(like, step, DROP_STREAM + 1 + number) < self.each)
+        return masks
+
+    def drop(self, raw: Raw, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return `raw` without the rows where the mask of a condition, boolean (B,), is true."""
+        if not masks:
+            return {}
+        rows, device = next(iter(masks.values())).shape[0], next(iter(masks.values())).device
+        nothing = self.nothing(rows, device)
+        return {n: torch.where(masks[n], nothing[n], raw[n].to(nothing[n].dtype)) for n in nothing}
+
+    def constrain(self, denoiser: Denoiser, raw: Raw) -> Denoiser:
+        """Return a denoiser that obeys what `raw` demands exactly rather than suggests; by default the same one."""
+        return denoiser
 
     def parse(self, given: Mapping[str, Any], num: int) -> dict[str, Tensor]:
         """Return raw conditions of `num` rows from what a user wrote.

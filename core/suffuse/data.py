@@ -9,8 +9,8 @@ item is seen once per epoch whatever the batch size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,10 +28,13 @@ class Spec:
     Arguments:
         labels: Names of the classes in the order of ``cond["label"]``; empty without labels.
         scalars: Names of the float conditions, each a key of ``cond``.
+        about: What the modality's own codec, network and preview must know of the data, as plain values; it is kept in
+            checkpoints. ``about["classes"]``, where there, is the number of tokens of each categorical field.
     """
 
     labels: tuple[str, ...] = ()
     scalars: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 class PositionStream(Sampler[list[Any]]):
@@ -132,6 +135,10 @@ class Data:
 
     def setup(self) -> None:
         """Read whatever `train`, `val` and `spec` need; called once before they are used."""
+
+    def describe(self) -> str:
+        """Return what else is worth a line when a run starts; by default nothing."""
+        return ""
 
     def check(self) -> None:
         """Raise `DataError` when a split is empty."""

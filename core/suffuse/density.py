@@ -23,7 +23,9 @@ from suffuse.errors import ConfigError
 from suffuse.schedule import Schedule
 from suffuse.weight import check_mode, mode_share, mode_slope, mode_time
 
-__all__ = ["CosMap", "Density", "LogNormal", "LogStudent", "LogitNormal", "Mode", "UniformLogSNR", "UniformTime"]
+__all__ = [
+    "CosMap", "Density", "LogNormal", "LogStudent", "LogitNormal", "Mode", "PowerTime", "UniformLogSNR", "UniformTime",
+]  # fmt: skip
 
 
 class Density(ABC):
@@ -52,6 +54,32 @@ class UniformTime(Density):
         (alpha, sigma), (d_alpha, d_sigma) = schedule(t), schedule.rates(t)
         density = -(d_alpha / alpha - d_sigma / sigma).abs().log()
         return torch.where((t >= 0) & (t <= 1), density, torch.full_like(density, -math.inf))
+
+
+@dataclass(frozen=True)
+class PowerTime(Density):
+    """1 - t ~ Beta(power, 1): more often near the data, where details are decided.
+
+    The density of "SemlaFlow", Irwin et al. 2025, section 3.3 (there Beta(2, 1)); power 1 is `UniformTime`.
+
+    Raises:
+        ConfigError: Unless power > 0.
+    """
+
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.power, bool) or not 0 < self.power < math.inf:
+            raise ConfigError(f"objective.density.power={self.power} must be a positive number")
+
+    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
+        """Return lam(1 - (1 - u)^{1 / power}): a rising u is a rising time, as in `UniformTime`."""
+        return schedule.lam(1 - (1 - u) ** (1 / self.power))
+
+    def log_prob(self, lam: Tensor, schedule: Schedule) -> Tensor:
+        """Return the log-density of lam."""
+        t = schedule.time(lam)
+        return UniformTime().log_prob(lam, schedule) + math.log(self.power) + (self.power - 1) * torch.log1p(-t)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from suffuse import checkpoint as files
 from suffuse.build import build
+from suffuse.codec import empty
 from suffuse.data import Data
 from suffuse.ema import PostHoc
 from suffuse.errors import ConfigError, SuffuseError
@@ -28,7 +29,7 @@ from suffuse.overrides import check_limits
 from suffuse.plugins import registry
 from suffuse.posthoc import FOLDER
 from suffuse.rundir import next_samples, resume_path, run_dir, tuned_folder, write_text
-from suffuse.sampling import Sampling, write_samples
+from suffuse.sampling import Sampling, take, write_samples
 from suffuse.training.callbacks import Checkpoints, Monitor, Previews, Stop, Validation
 from suffuse.training.io import AtomicIO
 from suffuse.training.module import TrainingModule
@@ -71,10 +72,11 @@ class _Training:
         self.data: Data = build(cfg["data"], "data", seed=self.seed)
         self.data.setup()
         self.data.check()
-        self.codec = build(cfg["codec"], "codec")
-        self.preview = build(cfg["preview"], "preview")
+        about = self.data.spec.about
+        self.codec = build(cfg["codec"], "codec", about=about)
+        self.preview = build(cfg["preview"], "preview", about=about)
         self.metrics = build(cfg["metrics"], "metrics", seed=self.seed) if cfg["metrics"] else None
-        facts = Facts.measure(self.data, self.codec)
+        facts = Facts.measure(self.data, self.codec, process=cfg["process"])
         self.model = Model(cfg, facts)
         self.recipe = Recipe.build(cfg)
         self.record: dict[str, Any] = {
@@ -97,6 +99,8 @@ class _Training:
             f"data {len(self.data.train):,} items, {held_out:,} held out, shape {facts.shape}, "  # type: ignore[arg-type]
             f"standard deviation {facts.sigma_data}" + (f", {', '.join(conditions)}" if conditions else "")
         )
+        if more := self.data.describe():
+            say(more)
         wants = str(self.cfg["conditioner"].get("_target_", ""))
         if self.model.conditioner.width == 0 and not wants.endswith("NoConditioner"):
             say("note: the data has no conditions, so the model is unconditional")
@@ -173,11 +177,11 @@ class _Training:
         chosen = {name: value[: cfg["num"]] for name, value in raw.items()}
         how = {**_names(cfg, self.record["choices"]), "checkpoint": str(last), "weights": "ema"}
         rows = sampling.rows(torch.arange(cfg["num"]), chosen, how)
-        write_samples(folder, xs[: cfg["num"]], rows, self.preview)
+        write_samples(folder, take(xs, slice(cfg["num"])), rows, self.preview)
         figures: dict[str, Any] = {"step": self.trainer.global_step, **self.record["metrics"]}
         if self.metrics is not None:
             measured = {name: value[: cfg["metrics_num"]] for name, value in raw.items()}
-            figures |= dict(self.metrics(xs[: cfg["metrics_num"]], measured, self.data))
+            figures |= dict(self.metrics(take(xs, slice(cfg["metrics_num"])), measured, self.data))
             figures["metrics_num"] = cfg["metrics_num"]
         for logger in self.trainer.loggers:
             logger.log_metrics({f"final/{k}": v for k, v in figures.items() if k != "step"}, self.trainer.global_step)
@@ -212,8 +216,9 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     trained = saved["suffuse"]["config"]
     model = Model.load(saved, plain["weights"])
     raw = model.conditioner.parse(plain["condition"], plain["num"])
-    sampling = Sampling(model, build(trained["codec"], "codec"), Recipe.build(plain), seed=plain["seed"])
-    preview = build(trained["preview"], "preview")
+    codec = build(trained["codec"], "codec", about=model.facts.about)
+    sampling = Sampling(model, codec, Recipe.build(plain), seed=plain["seed"])
+    preview = build(trained["preview"], "preview", about=model.facts.about)
     out = next_samples(plain["out"], path)
     how = {**_names(plain, plain["choices"]), "checkpoint": str(path), "weights": plain["weights"]}
     rows = sampling.rows(torch.arange(plain["num"]), raw, how)
@@ -254,9 +259,11 @@ def tune(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     with _readable_failures({"batch_size": plain["num"]}), torch.inference_mode():
         denoiser, cond = model.guided(recipe, raw, plain["num"])
         seeds = plain["seed"] + torch.arange(plain["num"], device=model.device)
+        codec = build(saved["suffuse"]["config"]["codec"], "codec", about=model.facts.about)
+        like = empty(codec, model.facts, seeds, raw, model.device)
         found = search(
-            denoiser, model.process, recipe.sampler, recipe.grid, seeds, model.facts.like(plain["num"], model.device),
-            cond, fine=plain["fine"], tries=plain["tries"], progress=show,
+            denoiser, model.process, recipe.sampler, recipe.grid, seeds, like, cond,
+            fine=plain["fine"], tries=plain["tries"], progress=show,
         )  # fmt: skip
     record = {
         "sampler": plain["sampler"], "name": names["sampler"], "guidance": recipe.scale, "clean": found.grid.clean,

@@ -8,9 +8,31 @@ from pathlib import Path
 
 from suffuse.errors import PluginError
 
-__all__ = ["API_VERSION", "Modality"]
+__all__ = ["API_VERSION", "Command", "Modality"]
 
 API_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command of its own that a package adds: ``suffuse NAME``.
+
+    Arguments:
+        name: The word after ``suffuse``.
+        summary: One line shown by ``suffuse --help``.
+        run: ``package.module:function``, imported when the command is given; called with the list of words behind it.
+    """
+
+    name: str
+    summary: str
+    run: str
+
+    def validate(self) -> None:
+        """Raise `PluginError` when the record cannot be used."""
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", self.name):
+            raise PluginError(f"command name {self.name!r} is not lower case")
+        if not re.fullmatch(r"[\w.]+:\w+", self.run):
+            raise PluginError(f"command {self.name!r}: run={self.run!r} is not package.module:function")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from suffuse.build import build
+from suffuse.categorical import Categorical
 from suffuse.checkpoint import read
 from suffuse.conditioner import Conditioner
 from suffuse.data import Data, spaced
@@ -18,12 +19,12 @@ from suffuse.errors import CheckpointError, ConfigError
 from suffuse.guidance import CFG, Guidance, Setting, Weaker
 from suffuse.noise import KeyedNoise
 from suffuse.objective import Objective
-from suffuse.process import Process, reference
+from suffuse.process import Process, bound, reference
 from suffuse.sampler import sample
 from suffuse.self_condition import SelfConditioned
-from suffuse.state import State, leaves, map_state
+from suffuse.state import Dense, State, leaves, map_state
 
-__all__ = ["AutoGuidance", "Facts", "Model", "Recipe"]
+__all__ = ["AutoGuidance", "Facts", "Model", "Recipe", "build_process"]
 
 Shape = tuple[int, ...] | Mapping[str, "Shape"]
 
@@ -36,17 +37,28 @@ class Facts:
         shape: Shape of one state without the batch dimension; a mapping of shapes for named fields.
         labels: Names of the classes.
         scalars: Names of the float conditions.
-        sigma_data: Standard deviation of the state, per field for named fields.
+        sigma_data: Standard deviation of the state, per field for named fields; 1 for tokens and frozen fields.
+        about: The data's own facts, see `suffuse.data.Spec`.
+        moments: Mean and standard deviation of every float condition.
     """
 
     shape: Any
     labels: tuple[str, ...]
     scalars: tuple[str, ...]
     sigma_data: Any
+    about: Mapping[str, Any] = field(default_factory=dict)
+    moments: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
-    def measure(cls, data: Data, codec: Any, limit: int = 1024) -> Facts:
-        """Read the facts off `limit` training items, evenly spaced."""
+    def measure(cls, data: Data, codec: Any, limit: int = 1024, process: Any = None) -> Facts:
+        """Read the facts off `limit` training items, evenly spaced.
+
+        Arguments:
+            data: Set up.
+            codec: Encodes a batch.
+            limit: Most items that are looked at.
+            process: Config of the process, whose spaces say which entries count; None for all.
+        """
         items = []
         for index in spaced(len(data.train), limit):  # type: ignore[arg-type]
             items.append(data.train[(0, index) if getattr(data.train, "epochs", False) else index])
@@ -55,12 +67,21 @@ class Facts:
         if any(not torch.isfinite(leaf).all() for leaf in leaves(state)):
             raise ConfigError("data: NaN or infinite values in the training items; clean the data")
         shape = map_state(lambda leaf: torch.tensor(leaf.shape[1:]), state)
-        spread = map_state(lambda leaf: leaf.double().std().clamp(min=1e-3), state)
+        about = dict(data.spec.about)
+        if isinstance(state, Mapping) and process is not None:
+            fields = build_process(process, about)
+            _check_names(fields, state)
+            spread = map_state(_spread, state, bound(fields, state))
+        else:
+            spread = map_state(_spread, state, None)
+        scalars = {name: torch.tensor([float(item["cond"][name]) for item in items]) for name in data.spec.scalars}
         return cls(
             _plain(shape, lambda t: tuple(t.tolist())),
             tuple(data.spec.labels),
             tuple(data.spec.scalars),
             _plain(spread, lambda t: round(t.item(), 4)),
+            about,
+            {name: _moments(value) for name, value in scalars.items()},
         )
 
     def record(self) -> dict[str, Any]:
@@ -70,11 +91,52 @@ class Facts:
     @classmethod
     def restore(cls, record: Mapping[str, Any]) -> Facts:
         """Return the facts of `record`."""
-        return cls(record["shape"], tuple(record["labels"]), tuple(record["scalars"]), record["sigma_data"])
+        more = {name: record[name] for name in ("about", "moments") if name in record}
+        return cls(record["shape"], tuple(record["labels"]), tuple(record["scalars"]), record["sigma_data"], **more)
 
     def like(self, batch: int, device: torch.device | str = "cpu") -> State:
         """Return an empty float32 state of `batch` rows."""
         return _like(self.shape, batch, device)
+
+
+def build_process(cfg: Mapping[str, Any], about: Mapping[str, Any]) -> Any:
+    """Return the process of a config, or one per field; ``classes: null`` becomes what the data says."""
+    classes = about.get("classes") or {}
+    if "_target_" in cfg:
+        return build(cfg, "process")
+
+    def one(name: str, node: Any) -> Any:
+        missing = isinstance(node, Mapping) and "classes" in node and node["classes"] is None
+        return build({**node, "classes": classes.get(name)} if missing else node, f"process.{name}")
+
+    return {name: one(name, node) for name, node in cfg.items() if node is not None}
+
+
+def _check_names(process: Any, state: State) -> None:
+    """Refuse a state whose fields are not those of the process."""
+    assert isinstance(state, Mapping)
+    wanted, found = (set(tree) if isinstance(tree, Mapping) else set() for tree in (process, state))
+    if wanted != found:
+        raise ConfigError(f"process: its fields {sorted(wanted)} are not those of the codec's state {sorted(found)}")
+
+
+def _spread(leaf: Tensor, process: Any) -> Tensor:
+    """Return the standard deviation of a field over what exists in it."""
+    if process is not None and (isinstance(process, Categorical) or not process.noised):
+        return torch.ones(())
+    if process is None or type(process.space) is Dense:
+        return leaf.double().std().clamp(min=1e-3)
+    mean, square = process.space.mean(leaf.double()).mean(), process.space.mean(leaf.double() ** 2).mean()
+    spread: Tensor = (square - mean**2).sqrt().clamp(min=1e-3)
+    return spread
+
+
+def _moments(value: Tensor) -> tuple[float, float]:
+    """Return mean and standard deviation of what is there of a condition."""
+    there = value[~value.isnan()].double()
+    if len(there) < 2:
+        return 0.0, 1.0
+    return round(there.mean().item(), 6), round(max(there.std().item(), 1e-6), 6)
 
 
 def _plain(state: Any, convert: Any) -> Any:
@@ -124,11 +186,12 @@ class Model(nn.Module):
         self.facts = facts
         self.objective: Objective = build(_fill(cfg["objective"], facts), "objective")
         self.uncertainty = self.objective.uncertainty  # its weights are trained, saved and resumed with the model
-        self.process: Process | Mapping[str, Process] = build(cfg["process"], "process")
+        self.process: Process | Mapping[str, Process] = build_process(cfg["process"], facts.about)
         self.conditioner: Conditioner = build(
-            cfg["conditioner"], "conditioner", labels=list(facts.labels), scalars=list(facts.scalars)
-        )
-        network = build(cfg["model"], "model", shape=facts.shape, cond_dim=self.conditioner.width)
+            cfg["conditioner"], "conditioner", labels=list(facts.labels), scalars=list(facts.scalars),
+            moments=facts.moments, about=facts.about,
+        )  # fmt: skip
+        network = build(cfg["model"], "model", shape=facts.shape, cond_dim=self.conditioner.width, about=facts.about)
         self.denoiser = Preconditioned(network, self.process, self.objective.parameterization)
 
     @classmethod
@@ -145,18 +208,19 @@ class Model(nn.Module):
             raise CheckpointError(f"the weights do not fit the checkpoint's own config: {error}") from error
         return model.eval()
 
-    def draw(self, recipe: Recipe, seeds: Tensor, raw: Mapping[str, Tensor]) -> State:
+    def draw(self, recipe: Recipe, seeds: Tensor, raw: Mapping[str, Tensor], like: State | None = None) -> State:
         """Return one sample per seed, shape (B, ...), for the conditions `raw` of B rows each.
 
         Arguments:
             recipe: Sampler, grid and guidance.
             seeds: Shape (B,), int64; a sample's noise depends on its seed alone.
             raw: Conditions as `Conditioner.parse` returns them.
+            like: Shapes and given fields, see `suffuse.codec.empty`; by default those of the training data.
         """
         with torch.inference_mode():
             denoiser, cond = self.guided(recipe, raw, len(seeds))
             grid = recipe.grid(reference(self.process).schedule, recipe.sampler.steps)
-            like = self.facts.like(len(seeds), self.device)
+            like = self.facts.like(len(seeds), self.device) if like is None else like
             noise = KeyedNoise(seeds.to(self.device))
             return sample(denoiser, self.process, recipe.sampler, grid, noise, like, cond)
 
@@ -166,7 +230,8 @@ class Model(nn.Module):
         plain = SelfConditioned(self.denoiser) if self.denoiser.self_condition else self.denoiser
         null = self._null(recipe.guidance, rows) if self.conditioner.width else None
         grid = recipe.grid(reference(self.process).schedule, recipe.sampler.steps)
-        return recipe.guidance(plain, Setting(grid, null, raw, self.facts)), cond
+        guided = recipe.guidance(plain, Setting(grid, null, raw, self.facts))
+        return self.conditioner.constrain(guided, raw), cond
 
     def _null(self, guidance: Guidance, rows: int) -> dict[str, Tensor]:
         """Return the embedded condition that guidance moves away from: none, or the negative one."""

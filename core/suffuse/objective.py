@@ -32,6 +32,7 @@ from suffuse.density import (
     LogNormal,
     LogStudent,
     Mode,
+    PowerTime,
     UniformLogSNR,
     UniformTime,
 )  # fmt: skip
@@ -57,9 +58,31 @@ from suffuse.weight import (
 )  # fmt: skip
 
 __all__ = [
-    "P2", "CosMap", "CosMapWeight", "Density", "EDMWeight", "EpsWeight", "FlowWeight", "LogNormal", "LogStudent",
-    "LogitNormal", "Loss", "MinSNR", "Mode", "ModeWeight", "Objective", "SigmoidWeight", "SoftMinSNR", "Uncertainty",
-    "UniformLogSNR", "UniformTime", "UniformWeight", "VWeight", "Weight", "field_error",
+    "P2",
+    "CosMap",
+    "CosMapWeight",
+    "Density",
+    "EDMWeight",
+    "EpsWeight",
+    "FlowWeight",
+    "LogNormal",
+    "LogStudent",
+    "LogitNormal",
+    "Loss",
+    "MinSNR",
+    "Mode",
+    "ModeWeight",
+    "Objective",
+    "PowerTime",
+    "SigmoidWeight",
+    "SoftMinSNR",
+    "Uncertainty",
+    "UniformLogSNR",
+    "UniformTime",
+    "UniformWeight",
+    "VWeight",
+    "Weight",
+    "field_error",
 ]  # fmt: skip
 
 TIME_STREAM = 100
@@ -225,7 +248,7 @@ class Objective:
         if not denoiser.self_condition or (denoiser.training and mix(step, SELF_KEY) >= self.self_condition * 2**62):
             return None
         with torch.no_grad():
-            x = map_state(lambda leaf, e, p: p.corrupt(leaf, t, e), x0, eps, denoiser.process)
+            x = map_state(lambda leaf, e, p: p.corrupt(leaf, t, e), x0, eps, bound(denoiser.process, x0))
             found: State = denoiser(x, t, cond).x0
         torch.clear_autocast_cache()  # or the pass with a gradient would reuse casts of the weights that have none
         return found

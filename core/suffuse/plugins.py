@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -17,11 +16,14 @@ import pluggy
 
 from suffuse import hookspecs
 from suffuse.errors import PluginError
-from suffuse.modality import Modality
+from suffuse.modality import Command, Modality
 
 __all__ = ["CONF", "Failure", "Provider", "Registry", "registry"]
 
 DISABLED = "SUFFUSE_DISABLE_PLUGINS"
+
+BUILT_IN = ("train", "sample", "tune", "ema", "plugins", "new", "info")
+"""Words that a package's command cannot take."""
 
 _HERE = Path(__file__).resolve().parent
 # Inside the package when installed from a wheel, at the top of the repository in a checkout.
@@ -54,13 +56,15 @@ class Registry:
     """Every installed modality, and every plugin that could not be loaded."""
 
     providers: dict[str, Provider] = field(default_factory=dict)
+    commands: dict[str, Command] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
 
     def load(self, entry: EntryPoint) -> None:
         """Add the modalities of one entry point; a plugin that raises is recorded, not propagated."""
         dist = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown"
         try:
-            found = [Provider(modality, dist) for modality in _modalities(entry)]
+            modalities, commands = _records(entry)
+            found = [Provider(modality, dist) for modality in modalities]
             if not found:  # pluggy drops a hook that returns None without a word
                 raise PluginError(f"{entry.value} implements no suffuse_modalities hook, or it returned nothing")
             names = [provider.modality.name for provider in found]
@@ -68,10 +72,15 @@ class Registry:
                 raise PluginError(f"modality {min(twice)!r} is returned twice")
             for provider in found:
                 self._check(provider)
+            for command in commands:
+                command.validate()
+                if command.name in self.commands or command.name in BUILT_IN:
+                    raise PluginError(f"command {command.name!r} is taken")
         except (Exception, SystemExit) as error:
             self.failures.append(Failure(entry.name, dist, error))
         else:
             self.providers |= {p.modality.name: p for p in found}
+            self.commands |= {command.name: command for command in commands}
 
     def _check(self, provider: Provider) -> None:
         provider.modality.validate()
@@ -84,17 +93,19 @@ class Registry:
                 raise PluginError(f"config {min(clash)} is already provided by {owner}")
 
 
-def _modalities(entry: EntryPoint) -> Iterator[Modality]:
+def _records(entry: EntryPoint) -> tuple[list[Modality], list[Command]]:
     # One manager per plugin: a hook that raises, or a misspelt one, is then that plugin's alone.
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(entry.load(), name=entry.name)
     manager.check_pending()
-    for batch in manager.hook.suffuse_modalities():
-        for modality in batch:
-            if not isinstance(modality, Modality):
-                raise PluginError(f"suffuse_modalities must return Modality records, not {type(modality).__name__}")
-            yield modality
+    modalities = [record for batch in manager.hook.suffuse_modalities() for record in batch]
+    commands = [record for batch in manager.hook.suffuse_commands() for record in batch]
+    for hook, kind, records in (("modalities", Modality, modalities), ("commands", Command, commands)):
+        for record in records:
+            if not isinstance(record, kind):
+                raise PluginError(f"suffuse_{hook} must return {kind.__name__} records, not {type(record).__name__}")
+    return modalities, commands
 
 
 def _configs(root: Path) -> set[str]:

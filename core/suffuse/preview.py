@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +21,6 @@ class Preview(Protocol):
         """Write one PNG that shows all samples with their captions and return its path."""
         ...
 
-    def media(self, xs: Any, captions: Sequence[str]) -> list[Any]:
-        """Return the samples as W&B media objects."""
+    def media(self, xs: Any, captions: Sequence[str]) -> list[Any] | Mapping[str, list[Any]]:
+        """Return the samples as W&B media objects of one type, or lists of them by name."""
         ...

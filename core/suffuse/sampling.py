@@ -17,11 +17,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from suffuse.codec import empty
 from suffuse.errors import ConfigError
 from suffuse.model import Model, Recipe
 from suffuse.training.progress import Progress
 
-__all__ = ["Sampling", "write_samples"]
+__all__ = ["Sampling", "take", "write_samples"]
 
 
 class Sampling:
@@ -39,8 +40,9 @@ class Sampling:
 
     def batch(self, index: Tensor, raw: Mapping[str, Tensor]) -> Any:
         """Return the decoded samples number `index`, shape (B,), for their rows of `raw`."""
-        state = self.model.draw(self.recipe, self.seed + index, {k: v[index] for k, v in raw.items()})
-        return self.codec.decode(state)
+        mine, seeds = {k: v[index] for k, v in raw.items()}, self.seed + index
+        like = empty(self.codec, self.model.facts, seeds, mine, self.model.device)
+        return self.codec.decode(self.model.draw(self.recipe, seeds, mine, like))
 
     def draw(self, index: Tensor, raw: Mapping[str, Tensor], batch: int, progress: Progress | None = None) -> Any:
         """Return the samples `index` in order, drawn `batch` at a time in this process."""
@@ -105,7 +107,7 @@ class Sampling:
 
 
 def _condition(raw: Mapping[str, Tensor], row: int) -> dict[str, Any]:
-    values = {name: value[row].item() for name, value in raw.items()}
+    values = {name: value[row].item() for name, value in raw.items() if value.ndim == 1}
     return {name: value for name, value in values.items() if value == value and value != -1}
 
 
@@ -151,19 +153,24 @@ def write_samples(out: Path, xs: Any, rows: Sequence[dict[str, Any]], preview: A
         out: Directory, made when missing.
         xs: Decoded samples in the order of `rows`.
         rows: Manifest rows; each gets its ``file``.
-        preview: The modality's preview.
+        preview: The modality's preview. One with a method ``write(xs, rows, out)`` writes the files of all samples
+            itself, and adds to their rows what it knows of them.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for position, row in enumerate(rows):
-        row["file"] = preview.save(_row(xs, position), out / f"{row['index']:05d}").name
+    if hasattr(preview, "write"):
+        preview.write(xs, rows, out)
+    else:
+        for position, row in enumerate(rows):
+            row["file"] = preview.save(take(xs, position), out / f"{row['index']:05d}").name
     preview.overview(xs, [row["caption"] for row in rows], out / "overview.png")
     temporary = out / ".manifest.jsonl.tmp"
     temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     temporary.replace(out / "manifest.jsonl")
 
 
-def _row(xs: Any, position: int) -> Any:
-    return {name: _row(field, position) for name, field in xs.items()} if isinstance(xs, Mapping) else xs[position]
+def take(xs: Any, rows: Any) -> Any:
+    """Return one sample of a decoded batch, or a slice of them."""
+    return {name: take(field, rows) for name, field in xs.items()} if isinstance(xs, Mapping) else xs[rows]
 
 
 def _cpu(xs: Any) -> Any:
@@ -173,4 +180,13 @@ def _cpu(xs: Any) -> Any:
 def _concatenate(parts: list[Any]) -> Any:
     if isinstance(parts[0], Mapping):
         return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
-    return torch.cat(parts)
+    size = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].ndim)]
+    return torch.cat([_padded(part, size) for part in parts])
+
+
+def _padded(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return a batch with zeros behind, where batches of ragged samples differ in width."""
+    missing = [wide - had for had, wide in zip(x.shape[1:], size, strict=True)]
+    if not any(missing):
+        return x
+    return torch.nn.functional.pad(x, [n for wide in reversed(missing) for n in (0, wide)])

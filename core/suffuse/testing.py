@@ -171,9 +171,8 @@ class ModalityContract:
 
     def test_codec_round_trip(self, cfg: dict[str, Any], data: Data) -> None:
         """decode(encode(x)) is x within the codec's tolerance, for whole and for small batches."""
-        from suffuse.build import build
 
-        codec = build(cfg["codec"], "codec")
+        codec = self.codec(cfg, data)
         x = self.batch(data)["x"]
         for rows in (1, 3, len(_leaves(x)[0])):
             part = _map(lambda leaf: leaf[:rows], x)  # noqa: B023
@@ -182,14 +181,13 @@ class ModalityContract:
 
     def test_nan_is_refused(self, cfg: dict[str, Any]) -> None:
         """Data with NaN values is refused before training starts."""
-        from suffuse.build import build
         from suffuse.errors import ConfigError
         from suffuse.model import Facts
 
         data = self.make_data(cfg)
         data.train = _Poisoned(data.train)  # type: ignore[assignment]
         with pytest.raises(ConfigError, match="NaN"):
-            Facts.measure(data, build(cfg["codec"], "codec"), limit=2)
+            Facts.measure(data, self.codec(cfg, data), limit=2, process=cfg["process"])
 
     # Training and sampling.
 
@@ -197,11 +195,10 @@ class ModalityContract:
         """A few steps on one batch lower its loss; noise and times are fixed."""
         import torch
 
-        from suffuse.build import build
         from suffuse.noise import KeyedNoise
 
         torch.manual_seed(0)
-        model, codec = self.model(cfg, data), build(cfg["codec"], "codec")
+        model, codec = self.model(cfg, data), self.codec(cfg, data)
         batch = self.batch(data)
         x0, rows = codec.encode(batch["x"]), len(batch["index"])
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -220,17 +217,21 @@ class ModalityContract:
         import torch
 
         from suffuse.build import build
+        from suffuse.codec import empty
         from suffuse.model import Recipe
 
-        model, codec, preview = self.model(cfg, data), build(cfg["codec"], "codec"), build(cfg["preview"], "preview")
+        model, codec = self.model(cfg, data), self.codec(cfg, data)
+        preview = build(cfg["preview"], "preview", about=data.spec.about)
         cfg = copy.deepcopy(cfg)
         cfg["sampler"]["steps"] = 3
         recipe, raw = Recipe.build(cfg), model.conditioner.parse({}, 4)
-        xs = codec.decode(model.draw(recipe, torch.arange(4), raw))
-        again = codec.decode(model.draw(recipe, torch.arange(4), raw))
+        like = empty(codec, model.facts, torch.arange(4), raw, "cpu")
+        xs = codec.decode(model.draw(recipe, torch.arange(4), raw, like))
+        again = codec.decode(model.draw(recipe, torch.arange(4), raw, like))
         assert _equal(xs, again)
         for found, wanted in zip(_leaves(xs), _leaves(self.batch(data)["x"]), strict=True):
-            assert found.shape[1:] == wanted.shape[1:] and torch.isfinite(found).all()
+            same = found.ndim == wanted.ndim if hasattr(codec, "like") else found.shape[1:] == wanted.shape[1:]
+            assert same and torch.isfinite(found).all()
         captions = model.conditioner.captions(raw)
         assert len(captions) == 4
         path = preview.save(_map(lambda leaf: leaf[0], xs), tmp_path / "00000")
@@ -242,10 +243,15 @@ class ModalityContract:
 
     def model(self, cfg: dict[str, Any], data: Data) -> Any:
         """Return an untrained model for the data."""
-        from suffuse.build import build
         from suffuse.model import Facts, Model
 
-        return Model(cfg, Facts.measure(data, build(cfg["codec"], "codec"), limit=64))
+        return Model(cfg, Facts.measure(data, self.codec(cfg, data), limit=64, process=cfg["process"]))
+
+    def codec(self, cfg: dict[str, Any], data: Data) -> Any:
+        """Return the codec for the data."""
+        from suffuse.build import build
+
+        return build(cfg["codec"], "codec", about=data.spec.about)
 
 
 class _Poisoned:

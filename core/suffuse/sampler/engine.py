@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,12 +157,14 @@ class Sampler(ABC):
 
     Arguments:
         steps: Intervals of the time grid.
+        discrete: Sampler of the tokens beside Gaussian fields; by default ancestral ones.
 
     Raises:
         ConfigError: When steps < 1.
     """
 
     steps: int = 20
+    discrete: Any = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:

@@ -10,7 +10,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from suffuse import checkpoint as files
+from suffuse.codec import empty
 from suffuse.model import Recipe
 from suffuse.noise import KeyedNoise, mix
 from suffuse.training.loggers import CSVLogger
@@ -198,14 +199,18 @@ class Previews(StepCallback):
         if trainer.is_global_zero:
             raw = module.model.conditioner.parse({}, self.num)
             with module.averaged() as model, trainer.strategy.precision_plugin.forward_context():
-                xs = module.codec.decode(model.draw(self.recipe, torch.arange(self.num), raw))
+                seeds = torch.arange(self.num)
+                like = empty(module.codec, model.facts, seeds, raw, model.device)
+                xs = module.codec.decode(model.draw(self.recipe, seeds, raw, like))
             captions = model.conditioner.captions(raw)
             self.folder.mkdir(parents=True, exist_ok=True)
             self.preview.overview(xs, captions, self.folder / f"step-{step:06d}.png")
             for logger in trainer.loggers:
                 if hasattr(logger, "log_image"):
                     media = self.preview.media(xs, captions)
-                    logger.log_metrics({"preview": media}, step=step)
+                    kinds = media if isinstance(media, Mapping) else {"": media}
+                    shown = {f"preview/{kind}".strip("/"): of for kind, of in kinds.items()}
+                    logger.log_metrics(shown, step=step)
         self.monitor.restart()
 
 

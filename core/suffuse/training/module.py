@@ -25,9 +25,6 @@ from suffuse.noise import KeyedNoise, mix
 
 __all__ = ["TrainingModule"]
 
-DROP_STREAM = 101
-"""Noise stream of the dropped conditions; the objective uses those up to 100."""
-
 
 class TrainingModule(LightningModule):
     """Trains a `Model` on encoded batches.
@@ -90,11 +87,9 @@ class TrainingModule(LightningModule):
         self._seed_dropout(mix(self.seed, self.micro, self.global_rank, 2) % 2**63)
         with torch.no_grad():
             x0 = self.codec.encode(batch["x"])
-        dropped = (
-            noise.uniform(torch.empty(rows, device=self.device), self.micro, DROP_STREAM)
-            < self.model.conditioner.dropout
-        )
-        cond = self.model.conditioner(self.model.conditioner.drop(batch["cond"], dropped))
+        conditioner = self.model.conditioner
+        dropped = conditioner.dropped(noise, self.micro, torch.empty(rows, device=self.device))
+        cond = conditioner(conditioner.drop(batch["cond"], dropped))
         objective, denoiser = self.model.objective, self.model.denoiser
         loss: Tensor = objective(denoiser, x0, cond, noise, self.micro, positions, total).total
         self.micro += 1

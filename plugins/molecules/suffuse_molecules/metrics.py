@@ -1,0 +1,51 @@
+"""Metrics: what the judge says of a run's samples, and of the run's own held-out molecules beside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from suffuse.data import Data, spaced
+from suffuse.training.progress import say
+from torch import Tensor
+
+from suffuse_molecules.data import MoleculeData
+from suffuse_molecules.judge.report import Report, beside, judge_all
+from suffuse_molecules.preview import records
+
+__all__ = ["Judged"]
+
+
+class Judged:
+    """Rates of `suffuse_molecules.judge`, each with the held-out molecules' own beside, and distances to them.
+
+    Arguments:
+        strain: Samples whose strain is worked out.
+        reference: Held-out molecules that are judged.
+    """
+
+    def __init__(self, strain: int = 100, reference: int = 500) -> None:
+        self.strain, self.reference = strain, reference
+
+    def __call__(self, samples: Any, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
+        """Return the figures, and print them as a table."""
+        assert isinstance(data, MoleculeData)  # the modality's own
+        implicit = data.hydrogens == "implicit"
+        train = {data.store.smiles[int(row)] for row in data.train.rows}
+        report = judge_all(records(samples), implicit, train, self.strain)
+        beside(report, held_out=self._held_out(data, implicit, train))
+        say(report.table())
+        found = {name: rate.value for name, rate in report.rates.items()} | report.figures
+        other = report.columns["held_out"]
+        found |= {f"held_out_{name}": rate.value for name, rate in other.rates.items()}
+        return {name: round(value, 5) for name, value in found.items() if math.isfinite(value)}
+
+    def _held_out(self, data: MoleculeData, implicit: bool, train: set[str]) -> Report:
+        rows = data.val.rows[np.array(spaced(len(data.val.rows), self.reference))]
+        batch = data.table.batch(rows)
+        import torch
+
+        xs = {name: torch.from_numpy(leaf) for name, leaf in batch.items()}
+        return judge_all(records(xs), implicit, train, min(self.strain, len(rows)))
