@@ -30,6 +30,7 @@ from suffuse.plugins import registry
 from suffuse.posthoc import FOLDER
 from suffuse.rundir import next_samples, resume_path, run_dir, tuned_folder, write_text
 from suffuse.sampling import Sampling, take, write_samples
+from suffuse.state import leaves
 from suffuse.training.callbacks import Checkpoints, Monitor, Previews, Stop, Validation
 from suffuse.training.io import AtomicIO
 from suffuse.training.module import TrainingModule
@@ -96,8 +97,8 @@ class _Training:
         conditions = [f"{len(facts.labels)} classes"] * bool(facts.labels) + list(facts.scalars)
         say(
             f"run {self.run_dir}\n"
-            f"data {len(self.data.train):,} items, {held_out:,} held out, shape {facts.shape}, "  # type: ignore[arg-type]
-            f"standard deviation {facts.sigma_data}" + (f", {', '.join(conditions)}" if conditions else "")
+            f"data {len(self.data.train):,} items, {held_out:,} held out, {self._shapes(facts)}"  # type: ignore[arg-type]
+            + (f", {', '.join(conditions)}" if conditions else "")
         )
         if more := self.data.describe():
             say(more)
@@ -105,6 +106,13 @@ class _Training:
         if self.model.conditioner.width == 0 and not wants.endswith("NoConditioner"):
             say("note: the data has no conditions, so the model is unconditional")
         say(f"model {weights / 1e6:.2f} M weights, {self.cfg['steps']:,} steps of {self._batch():,} samples")
+
+    def _shapes(self, facts: Facts) -> str:
+        """Return shape and spread of the state, of named fields those that are diffused."""
+        if not isinstance(facts.shape, Mapping):
+            return f"shape {facts.shape}, standard deviation {facts.sigma_data}"
+        fields = [name for name, p in self.model.process.items() if any(leaf.noised for leaf in leaves(p))]  # type: ignore[union-attr]
+        return "fields " + ", ".join(f"{name} {facts.shape[name]}" for name in fields)
 
     def _batch(self) -> int:
         return self.data.batch_size * int(self.cfg["trainer"]["accumulate"])

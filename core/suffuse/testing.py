@@ -109,14 +109,14 @@ class ModalityContract:
         """The config names its own modality."""
         assert cfg["modality"]["name"] == self.modality
 
-    def test_targets_instantiate(self, cfg: dict[str, Any]) -> None:
+    def test_targets_instantiate(self, cfg: dict[str, Any], data: Data) -> None:
         """Codec, preview and metrics can be built and keep their protocols."""
         from suffuse.build import build
         from suffuse.codec import Codec
         from suffuse.preview import Preview
 
-        assert isinstance(build(cfg["codec"], "codec"), Codec)
-        assert isinstance(build(cfg["preview"], "preview"), Preview)
+        assert isinstance(self.codec(cfg, data), Codec)
+        assert isinstance(build(cfg["preview"], "preview", about=data.spec.about), Preview)
         if cfg["metrics"]:
             assert callable(build(cfg["metrics"], "metrics", seed=0))
 
@@ -239,7 +239,8 @@ class ModalityContract:
         overview = preview.overview(xs, captions, tmp_path / "overview.png")
         assert overview.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         media = preview.media(xs, captions)
-        assert media and all(type(item).__module__.startswith("wandb.") for item in media)
+        shown = [item for kind in media.values() for item in kind] if isinstance(media, Mapping) else media
+        assert shown and all(type(item).__module__.startswith("wandb.") for item in shown)
 
     def model(self, cfg: dict[str, Any], data: Data) -> Any:
         """Return an untrained model for the data."""

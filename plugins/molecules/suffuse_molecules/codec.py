@@ -57,7 +57,7 @@ class Molecules:
 
     def encode(self, x: Mapping[str, Tensor]) -> State:
         """Return the state of a batch."""
-        z, pos = x["z"].long(), x["pos"].float()
+        z, pos = x["z"].long().clamp(0, len(self._token) - 1), x["pos"].float()
         exists = z > 0
         fixed = {name: x[f"fixed_{name}"].bool() for name in ("pos", "atom", "bond")}
         free_pos, free_atom = exists & ~fixed["pos"], exists & ~fixed["atom"]

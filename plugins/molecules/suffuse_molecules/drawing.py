@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from rdkit import Chem, rdBase
@@ -29,7 +30,7 @@ def depict(mol: Chem.Mol | None, record: Record | None, size: tuple[int, int] = 
         drawn.UpdatePropertyCache(strict=False)
         rdDepictor.Compute2DCoords(drawn)
         canvas = rdMolDraw2D.MolDraw2DCairo(*size)
-        options = canvas.drawOptions()
+        options: Any = canvas.drawOptions()
         options.prepareMolsBeforeDrawing = mol is not None
         options.padding, options.fixedBondLength, options.bondLineWidth = 0.08, 30, 2
         options.minFontSize, options.maxFontSize = 12, 18

@@ -45,7 +45,8 @@ class _Files(MoleculeData):
         super().__init__(**options)
         if path is None:
             raise ConfigError("data.path is not set; give a file or folder as data.path=…")
-        self.path, self.options = path, read or {}
+        self.path: Any = path if isinstance(path, str | Path) else [str(one) for one in path]
+        self.options = read or {}
         self.limits = Limits(tuple(elements or ELEMENTS), largest)
 
     @abstractmethod
@@ -65,7 +66,7 @@ class _Files(MoleculeData):
 
     def _stamps(self) -> list[tuple[str, int, int]]:
         """Return name, size and time of change of every file."""
-        paths = [self.path] if isinstance(self.path, str) else list(self.path)
+        paths = [self.path] if isinstance(self.path, str | Path) else self.path
         found: list[tuple[str, int, int]] = []
         for one in paths:
             path = Path(one).expanduser()
@@ -144,7 +145,7 @@ class QM9(_Files):
 
     def read(self) -> Iterator[Record | Skip]:
         """Yield what is in the files."""
-        return readers.read_qm9(self.path if isinstance(self.path, str) else self.path[0])
+        return readers.read_qm9(self.path[0] if isinstance(self.path, list) else self.path)
 
 
 class Geom(_Files):

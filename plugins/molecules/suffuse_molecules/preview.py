@@ -138,10 +138,13 @@ class Drawings:
                 report.figures[f"{name}_{what}"] = value
 
     def _polished(self, report: Report, found: Sequence[Record], tags: Sequence[dict[str, Any]], out: Path) -> None:
-        chosen = [i for i, row in enumerate(report.rows) if row.valid and report.mols[i] is not None]
-        mols, kept, more = [], [], []
-        for i in chosen:
-            done = polish(report.mols[i])
+        mols: list[Any] = []
+        kept: list[Record] = []
+        more: list[dict[str, Any]] = []
+        for i, (row, mol) in enumerate(zip(report.rows, report.mols, strict=True)):
+            if not row.valid or mol is None:
+                continue
+            done = polish(mol)
             mols.append(done.mol)
             kept.append(found[i])
             more.append(

@@ -74,6 +74,7 @@ class Report:
         rates: Shares by name.
         figures: Other numbers by name.
         columns: Rates and figures of other sets, to be shown beside: the data's own.
+        flat: There are no coordinates.
     """
 
     rows: list[Judged]
@@ -81,6 +82,7 @@ class Report:
     rates: dict[str, Rate]
     figures: dict[str, float]
     columns: dict[str, Report] = field(default_factory=dict)
+    flat: bool = False
 
     def summary(self) -> dict[str, Any]:
         """Return plain values."""
@@ -136,7 +138,9 @@ def judge_all(
         flat: There are no coordinates: only graphs are judged.
     """
     is_known = known if callable(known) or known is None else set(known).__contains__
-    rows, mols, first = [], [], {}
+    rows: list[Judged] = []
+    mols: list[Chem.Mol | None] = []
+    first: dict[str, int] = {}
     for index, record in enumerate(records):
         if record is None:
             rows.append(Judged(index, "", False, (reasons or {}).get(index, "unreadable"), 0, -1))
@@ -206,7 +210,7 @@ def _summed(rows: list[Judged], mols: list[Chem.Mol | None], flat: bool, known: 
             found = [row.strain for row in rows[:strained]]
             rates["strain_known"] = Rate(sum(not math.isnan(value) for value in found), strained, "first asked for")
             figures["strain_median"] = _median(found)
-    return Report(rows, mols, rates, figures)
+    return Report(rows, mols, rates, figures, flat=flat)
 
 
 def beside(report: Report, **references: Report) -> Report:
@@ -215,10 +219,11 @@ def beside(report: Report, **references: Report) -> Report:
     mine = [mol for mol, row in zip(report.mols, report.rows, strict=True) if mol is not None and row.valid]
     for name, other in references.items():
         theirs = [mol for mol, row in zip(other.mols, other.rows, strict=True) if mol is not None and row.valid]
-        if not mine or not theirs or not mine[0].GetNumConformers():
+        if not mine or not theirs:
             continue
-        for kind, value in compare(measured(mine), measured(theirs)).items():
-            report.figures[f"w1_{kind}_to_{name}"] = value
+        if not report.flat and not other.flat:
+            for kind, value in compare(measured(mine), measured(theirs)).items():
+                report.figures[f"w1_{kind}_to_{name}"] = value
         for what, of in (("size", _heavy), ("elements", _symbols), ("rings", _rings)):
             report.figures[f"tv_{what}_to_{name}"] = total_variation(of(mine), of(theirs))
     return report

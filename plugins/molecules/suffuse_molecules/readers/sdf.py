@@ -40,20 +40,40 @@ def read_sdf(where: str | Path | Sequence[str | Path], keep_largest: bool = Fals
 
 
 def raw_molecules(file: Path) -> Iterator[tuple[int, Chem.Mol | None]]:
-    """Yield the number and the molecule, not sanitised, of every record; None for a broken one."""
-    zipped = file.name.lower().endswith(".gz")
-    with gzip.open(file, "rb") if zipped else file.open("rb") as stream, rdBase.BlockLogs():
-        supplier = Chem.ForwardSDMolSupplier(stream, sanitize=False, removeHs=False)
-        number = 0
-        while not supplier.atEnd():
-            number += 1
+    """Yield the number and the molecule, not sanitised, of every record; None for a broken one.
+
+    Records are cut here at their ends: RDKit's reader of streams loses what follows a broken one.
+    """
+    for number, text in enumerate(_records(file), 1):
+        with rdBase.BlockLogs():
+            supplier = Chem.SDMolSupplier()
+            supplier.SetData(text, sanitize=False, removeHs=False)
             try:
-                mol = next(supplier)
-            except StopIteration:
-                return
-            except (OSError, EOFError, RuntimeError, ValueError):
+                mol = supplier[0]
+            except (OSError, RuntimeError, ValueError, IndexError):
                 mol = None
-            yield number, mol
+        yield number, mol
+
+
+def _records(file: Path) -> Iterator[str]:
+    """Yield the text of every record.
+
+    Raises:
+        DataError: When the file cannot be read.
+    """
+    zipped = file.name.lower().endswith(".gz")
+    lines: list[str] = []
+    try:
+        with gzip.open(file, "rt", errors="replace") if zipped else file.open(errors="replace") as stream:
+            for line in stream:
+                lines.append(line)
+                if line.startswith("$$$$"):
+                    yield "".join(lines)
+                    lines = []
+    except (OSError, EOFError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from error
+    if any(line.strip() for line in lines):
+        yield "".join(lines)
 
 
 def prepared(mol: Chem.Mol, keep_largest: bool = False) -> Chem.Mol:
