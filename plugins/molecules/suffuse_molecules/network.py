@@ -83,10 +83,10 @@ class _Layer(nn.Module):
         """Return the updated atoms (B, N, D), pairs (B, N, N, E) and coordinates (B, N, C, 3)."""
         rows, count, dim = h.shape
         shift, scale, gate, shift_out, scale_out, gate_out = self.modulate(cond)[:, None].chunk(6, -1)
-        with torch.autocast(h.device.type, enabled=False):
-            apart = x[:, :, None] - x[:, None]
-            r = (apart.square().sum(-1) + 1e-8).sqrt()
-            features = radial(r).flatten(-2)
+        # Elementwise on purpose: autocast would round the operands of a matrix product.
+        apart = x[:, :, None] - x[:, None]
+        r = (apart.square().sum(-1) + 1e-8).sqrt()
+        features = radial(r).flatten(-2)
         inner = self.norm(h) * (1 + scale) + shift
         m = self.left(inner)[:, :, None] + self.right(inner)[:, None] + self.edge(self.norm_pair(e))
         m = F.silu(self.message(F.silu(m + self.distance(features))))
@@ -96,11 +96,9 @@ class _Layer(nn.Module):
         found = torch.einsum("bijh,bjhc->bihc", attention, value).reshape(rows, count, dim)
         h = h + (1 + gate) * self.merge(found)
         h = h + (1 + gate_out) * self.mlp(self.norm_out(h) * (1 + scale_out) + shift_out)
-        with torch.autocast(h.device.type, enabled=False):
-            w = _full(w).view(rows, count, count, self.sets, self.sets)
-            unit = apart / (1 + r)[..., None] * there[:, None, :, None, None]
-            x = x + torch.einsum("bijcd,bijdk->bick", w, unit) * moves
-        return h, e + update, x
+        w = _full(w).view(rows, count, count, self.sets, self.sets, 1)
+        unit = apart / (1 + r)[..., None] * there[:, None, :, None, None]
+        return h, e + update, x + (w * unit[:, :, :, None]).sum((2, 4)) * moves
 
 
 class PairTransformer(nn.Module):
