@@ -8,6 +8,7 @@ import pytest
 import torch
 from suffuse.conditioner import ClassConditioner, NoConditioner, VectorConditioner
 from suffuse.errors import ConfigError
+from suffuse.noise import KeyedNoise
 
 
 @pytest.fixture
@@ -100,3 +101,25 @@ def test_more_errors(mixed: VectorConditioner) -> None:
         NoConditioner().parse({"label": 1}, 1)
     with pytest.raises(ConfigError, match=r"conditioner.dropout=1 must be in \[0, 1\)"):
         ClassConditioner(labels=["a"], dropout=1)
+
+
+def test_scalars_can_be_dropped_for_themselves() -> None:
+    """Each is absent in its own share of the rows, and all of them together in another."""
+    conditioner = VectorConditioner(scalars=["a", "b"], dropout=0.1, each=0.2)
+    masks = conditioner.dropped(KeyedNoise(torch.arange(20_000)), 0, torch.empty(20_000))
+    a, b = masks["a"], masks["b"]
+    assert (a & b).double().mean() == pytest.approx(0.1 + 0.9 * 0.04, abs=0.01)
+    assert a.double().mean() == pytest.approx(0.1 + 0.9 * 0.2, abs=0.01)
+    raw = conditioner.drop({"a": torch.ones(20_000), "b": torch.ones(20_000)}, masks)
+    assert torch.equal(raw["a"].isnan(), a) and torch.equal(raw["b"].isnan(), b)
+
+
+def test_scalars_are_seen_standardised() -> None:
+    """With the moments of the data, a value of any unit embeds as its standard score does without."""
+    torch.manual_seed(0)
+    plain, scaled = (
+        VectorConditioner(scalars=["a"], moments=moments) for moments in ({"a": (0.0, 1.0)}, {"a": (100.0, 20.0)})
+    )
+    scaled.load_state_dict(plain.state_dict())
+    one, other = plain({"a": torch.tensor([0.5])}), scaled({"a": torch.tensor([110.0])})
+    assert torch.allclose(one["vector"], other["vector"], atol=1e-6)

@@ -109,6 +109,39 @@ def test_bad_name(make) -> None:
     assert "not lower_snake_case" in str(registry.failures[0])
 
 
+COMMAND = """
+@hookimpl
+def suffuse_commands():
+    from suffuse import Command
+    return [Command({name!r}, "a test", {run!r})]
+"""
+
+
+def test_a_package_may_add_a_command(make, tmp_path: Path) -> None:
+    conf = str(tmp_path / "conf_a")
+    text = GOOD.format(name="a", conf=conf, more="") + COMMAND.format(name="look", run="plugin_a:run")
+    registry = Registry()
+    registry.load(make("a", text))
+    assert registry.failures == [] and registry.commands["look"].run == "plugin_a:run"
+    registry.load(make("b", text.replace("'a'", "'b'").replace("conf_a", "conf_b")))
+    assert "command 'look' is taken" in str(registry.failures[0]) and list(registry.providers) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "why"),
+    [
+        ("train", "a:b", "is taken"),
+        ("Look", "a:b", "not lower case"),
+        ("look", "nowhere", "not package.module:function"),
+    ],
+)
+def test_bad_commands(make, tmp_path: Path, name: str, run: str, why: str) -> None:
+    text = GOOD.format(name="a", conf=str(tmp_path / "conf_a"), more="") + COMMAND.format(name=name, run=run)
+    registry = Registry()
+    registry.load(make("a", text))
+    assert why in str(registry.failures[0]) and not registry.commands
+
+
 def _run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, **env}

@@ -102,13 +102,14 @@ class Conditioner(nn.Module):
             masks[name] = every | (noise.uniform(like, step, DROP_STREAM + 1 + number) < self.each)
         return masks
 
-    def drop(self, raw: Raw, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return `raw` without the rows where the mask of a condition, boolean (B,), is true."""
-        if not masks:
+    def drop(self, raw: Raw, masks: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return `raw` without the rows where a mask, boolean (B,), is true: one for all conditions or one of each."""
+        first = masks if isinstance(masks, Tensor) else next(iter(masks.values()), None)
+        if first is None:
             return {}
-        rows, device = next(iter(masks.values())).shape[0], next(iter(masks.values())).device
-        nothing = self.nothing(rows, device)
-        return {n: torch.where(masks[n], nothing[n], raw[n].to(nothing[n].dtype)) for n in nothing}
+        nothing = self.nothing(len(first), first.device)
+        of = {name: masks if isinstance(masks, Tensor) else masks[name] for name in nothing}
+        return {name: torch.where(of[name], nothing[name], raw[name].to(nothing[name].dtype)) for name in nothing}
 
     def constrain(self, denoiser: Denoiser, raw: Raw) -> Denoiser:
         """Return a denoiser that obeys what `raw` demands exactly rather than suggests; by default the same one."""

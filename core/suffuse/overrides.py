@@ -120,11 +120,17 @@ def _check_options(group: str, value: str, options: set[str]) -> None:
 
 def _check_key(key: str, job: str, roots: Sequence[Path], found: Mapping[str, set[str]]) -> None:
     names = set(found) if job == "train" else set(SAMPLE_GROUPS)
-    tree = {name: None for name in names} | _keys(roots, f"{job}.yaml") | _keys(roots, "modality/*.yaml")
+    tree: dict[str, Any] = dict.fromkeys(names)
+    for pattern in (f"{job}.yaml", "modality/*.yaml"):
+        _merge(tree, _keys(roots, pattern))
     first, *rest = key.split(".")
     if first not in tree:
         raise ConfigError(f"unknown key {key!r}{suggest(first, set(tree), listing='keys')}")
-    node: Any = _keys(roots, f"{first}/**/*.yaml") if first in names else tree[first]
+    node: Any = tree[first]
+    if first in names:
+        # What modalities set of a group is among its keys too.
+        node = _keys(roots, f"{first}/**/*.yaml")
+        _merge(node, tree[first] if isinstance(tree[first], Mapping) else {})
     done = first
     for part in rest:
         if not isinstance(node, Mapping) or not node:  # a leaf or an open mapping: Hydra's to judge
