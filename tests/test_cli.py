@@ -183,6 +183,17 @@ def test_guidance_sampler_and_weights_change_the_samples(local, trained: Path, t
     assert len(set(found)) == 4
 
 
+def test_the_preview_can_be_told_how_to_show(local, trained: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    base = ["sample", f"ckpt={trained}", "num=4", "sampler.steps=2", "trainer=cpu"]
+    for columns in (1, 4):
+        assert local(*base, f"preview.columns={columns}", f"out=c{columns}").returncode == 0
+    sizes = [Image.open(tmp_path / f"c{columns}" / "overview.png").size for columns in (1, 4)]
+    assert sizes[0][0] < sizes[1][0] and sizes[0][1] > sizes[1][1]
+    assert "preview.columns" in one_line(local(*base, "preview.colums=1", "out=c"))
+
+
 def test_default_output_is_the_next_free_number(local, trained: Path) -> None:
     for number in ("001", "002"):
         assert local("sample", f"ckpt={trained}", "num=1", "sampler.steps=2", "trainer=cpu").returncode == 0

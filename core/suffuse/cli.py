@@ -46,6 +46,7 @@ examples
 SAMPLE_HELP = """\
 usage: sample ckpt=RUN_DIR_OR_FILE [num=64] [seed=0] [out=DIR] [sampler=NAME] [sampler.steps=N]
               [grid=NAME] [guidance=SCALE] [condition.label=7] [trainer=NAME] [batch_size=64] [weights=raw]
+              [preview.KEY=VALUE]
 
 Draws samples from a checkpoint: one file each, overview.png and manifest.jsonl.
 What is not said is taken from the checkpoint. Sample i has the seed `seed + i`.

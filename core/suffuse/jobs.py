@@ -226,7 +226,7 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     raw = model.conditioner.parse(plain["condition"], plain["num"])
     codec = build(trained["codec"], "codec", about=model.facts.about)
     sampling = Sampling(model, codec, Recipe.build(plain), seed=plain["seed"])
-    preview = build(trained["preview"], "preview", about=model.facts.about)
+    preview = build(plain["preview"], "preview", about=model.facts.about)
     out = next_samples(plain["out"], path)
     how = {**_names(plain, plain["choices"]), "checkpoint": str(path), "weights": plain["weights"]}
     rows = sampling.rows(torch.arange(plain["num"]), raw, how)

@@ -18,7 +18,7 @@ from suffuse.plugins import CONF, registry
 
 __all__ = ["LIMITS", "SAMPLE_GROUPS", "check", "check_limits", "groups", "split", "translate"]
 
-SAMPLE_GROUPS = ("sampler", "grid", "guidance", "trainer")
+SAMPLE_GROUPS = ("sampler", "grid", "guidance", "preview", "trainer")
 """Groups that `sample` takes; everything else of a model is settled when it is trained."""
 
 LIMITS: Mapping[str, int] = {

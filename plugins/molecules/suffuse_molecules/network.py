@@ -56,7 +56,7 @@ class _Radial(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, dim: int, pair: int, heads: int, sets: int, radial: int, cond: int) -> None:
+    def __init__(self, dim: int, pair: int, heads: int, sets: int, radial: int, cond: int, hidden: int) -> None:
         super().__init__()
         self.heads, self.sets = heads, sets
         self.norm, self.norm_out, self.norm_pair = (
@@ -69,7 +69,7 @@ class _Layer(nn.Module):
         # One product for what is made of a message: attention, the pair's update, the weights of the coordinates.
         self.out = nn.Linear(pair, heads + pair + sets * sets)
         self.value, self.merge = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, dim))
         self.modulate = nn.Linear(cond, 6 * dim)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
@@ -113,12 +113,14 @@ class PairTransformer(nn.Module):
         layers: Number of layers.
         heads: Heads of the attention.
         radial: Radial features per distance.
+        mlp: Width of the hidden layer of an atom's MLP, in units of `dim`.
         self_condition: Takes its previous estimate.
     """
 
     def __init__(
         self, shape: Any = None, cond_dim: int = 0, about: Mapping[str, Any] | None = None, dim: int = 96,
-        pair: int = 32, layers: int = 4, heads: int = 4, radial: int = 16, self_condition: bool = True,
+        pair: int = 32, layers: int = 4, heads: int = 4, radial: int = 16, mlp: float = 4.0,
+        self_condition: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         classes = (about or {})["classes"]
@@ -132,7 +134,9 @@ class PairTransformer(nn.Module):
         self.pair_in = nn.Linear(self.classes["bond"] + 1 + (twice - 1) * self.classes["bond"] + 1, pair)
         self.radial = _Radial(radial)
         self.level = nn.Sequential(nn.Linear(32 + 2 + cond_dim, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())
-        self.layers = nn.ModuleList(_Layer(dim, pair, heads, self.sets, radial, dim) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            _Layer(dim, pair, heads, self.sets, radial, dim, round(mlp * dim)) for _ in range(layers)
+        )
         self.norm, self.norm_pair = nn.LayerNorm(dim), nn.LayerNorm(pair)
         self.atom_out = nn.Linear(dim, tokens)
         self.bond_out = nn.Sequential(nn.Linear(pair + dim, pair), nn.SiLU(), nn.Linear(pair, self.classes["bond"]))

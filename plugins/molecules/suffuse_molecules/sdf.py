@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rdkit import Chem, rdBase
 
+from suffuse_molecules.judge.strict import FARTHEST
 from suffuse_molecules.record import Record, to_mol
 
 __all__ = ["block", "write_sdf"]
@@ -23,7 +26,7 @@ def write_sdf(
         path: The file.
         mols: Sane molecules with hydrogens; None where a record is none, which is then written unsanitised.
         records: The atoms as they came.
-        tags: SD tags of each; None and empty values are left out.
+        tags: SD tags of each; None, NaN and empty values are left out.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -35,18 +38,23 @@ def write_sdf(
 
 
 def block(mol: Chem.Mol | None, record: Record, tags: Mapping[str, Any]) -> str:
-    """Return one SDF record; stereo of a sane molecule is assigned from its coordinates."""
+    """Return one SDF record.
+
+    Stereo of a sane molecule is assigned from its coordinates and said by the tag ``isomeric_smiles``. Coordinates that
+    fit no column, as those that are not finite, are written as 0 or at the column's limit, so that others can read it.
+    """
     out = io.StringIO()
     with rdBase.BlockLogs():
-        written = Chem.Mol(mol) if mol is not None else Chem.Mol(to_mol(record))
+        written = Chem.Mol(mol) if mol is not None else Chem.Mol(to_mol(_bounded(record)))
         if mol is not None:
             Chem.AssignStereochemistryFrom3D(written)
+            tags = {**tags, "isomeric_smiles": Chem.MolToSmiles(Chem.RemoveHs(written))}
         else:
             written.UpdatePropertyCache(strict=False)
         for name in list(written.GetPropNames(includePrivate=False, includeComputed=False)):
             written.ClearProp(name)
         for name, value in tags.items():
-            if value is not None and value != "":
+            if value is not None and value != "" and value == value:
                 written.SetProp(name, f"{value:.6g}" if isinstance(value, float) else str(value))
         if "index" in tags:
             written.SetProp("_Name", str(tags["index"]))
@@ -55,3 +63,8 @@ def block(mol: Chem.Mol | None, record: Record, tags: Mapping[str, Any]) -> str:
         writer.write(written)
         writer.close()
     return out.getvalue()
+
+
+def _bounded(record: Record) -> Record:
+    pos = np.nan_to_num(record.pos, posinf=FARTHEST, neginf=-FARTHEST).clip(-FARTHEST, FARTHEST)
+    return replace(record, pos=pos.astype(np.float32))

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rdkit import Chem
+from rdkit import Chem, rdBase
 
-from suffuse_molecules.judge.distributions import compare, measured, total_variation
+from suffuse_molecules.judge.distributions import distances
 from suffuse_molecules.judge.edm import edm
 from suffuse_molecules.judge.geometry import geometry, strain
 from suffuse_molecules.judge.perceived import perceived
@@ -75,6 +75,8 @@ class Report:
         figures: Other numbers by name.
         columns: Rates and figures of other sets, to be shown beside: the data's own.
         flat: There are no coordinates.
+        over: Which molecules a figure is over, by its name.
+        implicit: Hydrogens were completed by RDKit before anything was judged.
     """
 
     rows: list[Judged]
@@ -83,28 +85,36 @@ class Report:
     figures: dict[str, float]
     columns: dict[str, Report] = field(default_factory=dict)
     flat: bool = False
+    over: dict[str, str] = field(default_factory=dict)
+    implicit: bool = False
 
     def summary(self) -> dict[str, Any]:
         """Return plain values."""
         found: dict[str, Any] = {
             "rates": {n: {"value": _round(r.value), **asdict(r)} for n, r in self.rates.items()},
             "figures": {name: _round(value) for name, value in self.figures.items()},
+            "over": dict(self.over),
+            "hydrogens": "completed by RDKit" if self.implicit else "as they came",
         }
         if self.columns:
             found["reference"] = {name: other.summary() for name, other in self.columns.items()}
         return found
 
     def table(self) -> str:
-        """Return the figures as aligned text, the reference columns beside."""
-        names = ["samples", *self.columns]
-        sets = [self, *self.columns.values()]
-        lines = [f"{'':<22}" + "".join(f"{name:>12}" for name in names) + "  of"]
+        """Return the figures as aligned text, the reference columns beside, and what each is over."""
+        sets = {"samples": self, **self.columns}
+        left = 2 + max(map(len, [*self.rates, *self.figures]), default=0)
+        lines = [f"{'':<{left}}" + "".join(f"{name:>12}" for name in sets) + "  of"]
         for name, rate in self.rates.items():
-            values = [s.rates[name].value if name in s.rates else math.nan for s in sets]
-            lines.append(f"{name:<22}" + "".join(f"{_percent(v):>12}" for v in values) + f"  {rate.what}")
+            values = [s.rates[name].value if name in s.rates else math.nan for s in sets.values()]
+            shares = "".join(f"{_percent(value):>12}" for value in values)
+            lines.append(f"{name:<{left}}{shares}  {rate.what} ({rate.of:,})")
         for name in self.figures:
-            values = [s.figures.get(name, math.nan) for s in sets]
-            lines.append(f"{name:<22}" + "".join(f"{_number(v):>12}" for v in values))
+            values = [s.figures.get(name, math.nan) for s in sets.values()]
+            numbers = "".join(f"{_number(value):>12}" for value in values)
+            lines.append(f"{name:<{left}}{numbers}  {self.over.get(name, '')}".rstrip())
+        if self.implicit:
+            lines.append("RDKit completed the hydrogens before anything was judged.")
         return "\n".join(lines)
 
     def write(self, folder: Path) -> None:
@@ -126,6 +136,7 @@ def judge_all(
     records: Sequence[Record | None], implicit: bool = False,
     known: Collection[str] | Callable[[str], bool] | None = None,
     strained: int = 0, reasons: Mapping[int, str] | None = None, flat: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> Report:  # fmt: skip
     """Return the report of molecules.
 
@@ -136,12 +147,15 @@ def judge_all(
         strained: Of the first so many the strain energy is worked out.
         reasons: Why records are None, by index.
         flat: There are no coordinates: only graphs are judged.
+        progress: Called with the number of molecules done.
     """
     is_known = known if callable(known) or known is None else set(known).__contains__
     rows: list[Judged] = []
     mols: list[Chem.Mol | None] = []
     first: dict[str, int] = {}
     for index, record in enumerate(records):
+        if progress is not None:
+            progress(index + 1)
         if record is None:
             rows.append(Judged(index, "", False, (reasons or {}).get(index, "unreadable"), 0, -1))
             mols.append(None)
@@ -153,17 +167,23 @@ def judge_all(
             row.in_train = bool(is_known(row.smiles)) if is_known else None
         rows.append(row)
         mols.append(mol)
-    return _summed(rows, mols, flat, is_known is not None, min(strained, len(rows)))
+    report = _summed(rows, mols, flat, is_known, min(strained, len(rows)))
+    report.implicit = implicit
+    return report
 
 
 def _judged(index: int, record: Record, verdict: Verdict, strained: bool, flat: bool) -> tuple[Judged, Chem.Mol | None]:
     mol = verdict.mol
     row = Judged(index, "", verdict.valid, verdict.reason, verdict.fragments, verdict.radicals, atoms=len(record))
     if mol is not None:
-        row.smiles = Chem.MolToSmiles(Chem.RemoveHs(mol), isomericSmiles=False)
+        with rdBase.BlockLogs():
+            row.smiles = Chem.MolToSmiles(Chem.RemoveHs(mol), isomericSmiles=False)
         row.elements = " ".join(sorted({atom.GetSymbol() for atom in mol.GetAtoms()}))
         row.atoms = mol.GetNumAtoms()
     if flat:
+        return row, mol
+    if mol is None and not np.isfinite(record.pos).all():
+        row.edm_atoms = 0.0
         return row, mol
     table = edm(from_mol(mol) if mol is not None else record)
     row.edm_atoms, row.edm_stable, row.edm_smiles = table.stable_atoms / max(table.atoms, 1), table.stable, table.smiles
@@ -179,7 +199,9 @@ def _judged(index: int, record: Record, verdict: Verdict, strained: bool, flat: 
     return row, mol
 
 
-def _summed(rows: list[Judged], mols: list[Chem.Mol | None], flat: bool, known: bool, strained: int) -> Report:
+def _summed(
+    rows: list[Judged], mols: list[Chem.Mol | None], flat: bool, known: Callable[[str], bool] | None, strained: int
+) -> Report:
     total = len(rows)
     valid = [row for row in rows if row.valid]
     distinct = {row.smiles for row in valid}
@@ -188,57 +210,58 @@ def _summed(rows: list[Judged], mols: list[Chem.Mol | None], flat: bool, known: 
         "unique": Rate(len(distinct), len(valid), "valid"),
         "valid_and_unique": Rate(len(distinct), total, "all asked for"),
     }
-    if known:
+    if known is not None:
         fresh = {row.smiles for row in valid if row.in_train is False}
         rates["novel"] = Rate(len(fresh), len(distinct), "valid and unique")
-    figures: dict[str, float] = {"atoms_mean": float(np.mean([row.atoms for row in rows])) if rows else math.nan}
+    sizes = [row.atoms for row in rows if row.atoms]
+    figures = {"atoms_mean": float(np.mean(sizes)) if sizes else math.nan}
+    over = {"atoms_mean": "all that have atoms"}
     if not flat:
-        atoms = sum(row.atoms for row in rows)
-        stable = round(sum(row.edm_atoms * row.atoms for row in rows if not math.isnan(row.edm_atoms)))
-        named = [row for row in rows if row.edm_smiles]
-        rates |= {
-            "plausible_geometry": Rate(sum(row.plausible for row in rows), total, "all asked for"),
-            "perceived": Rate(sum(row.perceived for row in rows), total, "all asked for"),
-            "edm_atom_stable": Rate(int(stable), atoms, "atoms"),
-            "edm_mol_stable": Rate(sum(row.edm_stable for row in rows), total, "all asked for"),
-            "edm_valid": Rate(len(named), total, "all asked for"),
-            "edm_unique": Rate(len({row.edm_smiles for row in named}), len(named), "edm_valid"),
-        }
-        figures["worst_bond_median"] = _median([row.worst_bond for row in valid])
-        figures["worst_angle_median"] = _median([row.worst_angle for row in valid])
+        rates["plausible_geometry"] = Rate(sum(row.plausible for row in rows), total, "all asked for")
+        rates["perceived"] = Rate(sum(row.perceived for row in rows), total, "all asked for")
+        rates |= _edm_rates(rows, known)
+        for name in ("worst_bond", "worst_angle"):
+            figures[f"{name}_median"] = _median([getattr(row, name) for row in valid])
+            over[f"{name}_median"] = "valid"
         if strained:
             found = [row.strain for row in rows[:strained]]
-            rates["strain_known"] = Rate(sum(not math.isnan(value) for value in found), strained, "first asked for")
+            there = sum(not math.isnan(value) for value in found)
+            rates["strain_known"] = Rate(there, strained, "first asked for")
             figures["strain_median"] = _median(found)
-    return Report(rows, mols, rates, figures, flat=flat)
+            over["strain_median"] = f"the {there} of strain_known, kcal/mol per heavy atom"
+    return Report(rows, mols, rates, figures, flat=flat, over=over)
+
+
+def _edm_rates(rows: Sequence[Judged], known: Callable[[str], bool] | None) -> dict[str, Rate]:
+    """Return the rates of EDM's rule, over what its paper takes them over."""
+    atoms = sum(row.atoms for row in rows)
+    stable = round(sum(row.edm_atoms * row.atoms for row in rows if not math.isnan(row.edm_atoms)))
+    named = [row.edm_smiles for row in rows if row.edm_smiles]
+    distinct = set(named)
+    rates = {
+        "edm_atom_stable": Rate(stable, atoms, "atoms"),
+        "edm_mol_stable": Rate(sum(row.edm_stable for row in rows), len(rows), "all asked for"),
+        "edm_valid": Rate(len(named), len(rows), "all asked for"),
+        "edm_unique": Rate(len(distinct), len(named), "edm_valid"),
+    }
+    if known is not None:
+        rates["edm_novel"] = Rate(sum(not known(smiles) for smiles in distinct), len(distinct), "edm_unique")
+    return rates
 
 
 def beside(report: Report, **references: Report) -> Report:
     """Return the report with the figures of other sets beside, and the distances of distributions to each."""
     report.columns = dict(references)
-    mine = [mol for mol, row in zip(report.mols, report.rows, strict=True) if mol is not None and row.valid]
+    mine = _sound(report)
     for name, other in references.items():
-        theirs = [mol for mol, row in zip(other.mols, other.rows, strict=True) if mol is not None and row.valid]
-        if not mine or not theirs:
-            continue
-        if not report.flat and not other.flat:
-            for kind, value in compare(measured(mine), measured(theirs)).items():
-                report.figures[f"w1_{kind}_to_{name}"] = value
-        for what, of in (("size", _heavy), ("elements", _symbols), ("rings", _rings)):
-            report.figures[f"tv_{what}_to_{name}"] = total_variation(of(mine), of(theirs))
+        for what, (value, over) in distances(mine, _sound(other), report.flat or other.flat).items():
+            report.figures[f"{what}_to_{name}"] = value
+            report.over[f"{what}_to_{name}"] = over
     return report
 
 
-def _heavy(mols: Sequence[Chem.Mol]) -> list[object]:
-    return [mol.GetNumHeavyAtoms() for mol in mols]
-
-
-def _symbols(mols: Sequence[Chem.Mol]) -> list[object]:
-    return [atom.GetSymbol() for mol in mols for atom in mol.GetAtoms()]
-
-
-def _rings(mols: Sequence[Chem.Mol]) -> list[object]:
-    return [tuple(sorted(len(ring) for ring in mol.GetRingInfo().AtomRings())) for mol in mols]
+def _sound(report: Report) -> list[Chem.Mol]:
+    return [mol for mol, row in zip(report.mols, report.rows, strict=True) if mol is not None and row.valid]
 
 
 def _median(values: Sequence[float]) -> float:
