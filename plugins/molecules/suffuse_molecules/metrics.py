@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from suffuse.data import Data, spaced
 from suffuse.training.progress import say
 from torch import Tensor
@@ -23,7 +25,7 @@ class Judged:
 
     Arguments:
         strain: Samples whose strain is worked out.
-        reference: Held-out molecules that are judged.
+        reference: Molecules of the training and of the held-out set that are judged.
     """
 
     def __init__(self, strain: int = 100, reference: int = 500) -> None:
@@ -35,17 +37,17 @@ class Judged:
         implicit = data.hydrogens == "implicit"
         train = {data.store.smiles[int(row)] for row in data.train.rows}
         report = judge_all(records(samples), implicit, train, self.strain)
-        beside(report, held_out=self._held_out(data, implicit, train))
+        beside(
+            report, train=self._judged(data, data.train.rows, implicit, train),
+            held_out=self._judged(data, data.val.rows, implicit, train),
+        )  # fmt: skip
         say(report.table())
         found = {name: rate.value for name, rate in report.rates.items()} | report.figures
         other = report.columns["held_out"]
         found |= {f"held_out_{name}": rate.value for name, rate in other.rates.items()}
         return {name: round(value, 5) for name, value in found.items() if math.isfinite(value)}
 
-    def _held_out(self, data: MoleculeData, implicit: bool, train: set[str]) -> Report:
-        rows = data.val.rows[np.array(spaced(len(data.val.rows), self.reference))]
-        batch = data.table.batch(rows)
-        import torch
-
-        xs = {name: torch.from_numpy(leaf) for name, leaf in batch.items()}
-        return judge_all(records(xs), implicit, train, min(self.strain, len(rows)))
+    def _judged(self, data: MoleculeData, rows: NDArray[np.int64], implicit: bool, train: set[str]) -> Report:
+        chosen = rows[np.array(spaced(len(rows), self.reference))]
+        xs = {name: torch.from_numpy(leaf) for name, leaf in data.table.batch(chosen).items()}
+        return judge_all(records(xs), implicit, train, min(self.strain, len(chosen)))

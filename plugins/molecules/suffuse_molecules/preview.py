@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from suffuse.errors import ConfigError
 
@@ -97,9 +99,9 @@ class Drawings:
             row |= _kept(xs, place)
             tags.append(self._tags(report, place, row))
         write_sdf(out / "molecules.sdf", report.mols, found, tags)
-        report.write(out)
         if self.polish:
             self._polished(report, found, tags, out)
+        report.write(out)
 
     def _tags(self, report: Report, place: int, row: Mapping[str, Any]) -> dict[str, Any]:
         judged = report.rows[place]
@@ -152,6 +154,12 @@ class Drawings:
                  "strain_after": done.strain_after, "polish_converged": done.converged}
             )  # fmt: skip
         write_sdf(out / "polished.sdf", mols, kept, more)
+        for name in ("polish_rmsd", "strain_before", "strain_after"):
+            values = [tags[name] for tags in more if not math.isnan(tags[name])]
+            report.figures[f"polished_{name.removeprefix('polish_')}"] = (
+                float(np.median(values)) if values else math.nan
+            )
+            report.over[f"polished_{name.removeprefix('polish_')}"] = f"median of {len(values)} relaxed copies"
 
     def overview(self, xs: Any, captions: Sequence[str], path: Path) -> Path:
         """Write the sheet of drawings and return its path."""
