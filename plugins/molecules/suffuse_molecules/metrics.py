@@ -14,7 +14,7 @@ from suffuse.training.progress import say
 from torch import Tensor
 
 from suffuse_molecules.data import MoleculeData
-from suffuse_molecules.judge.report import Report, beside, judge_all
+from suffuse_molecules.judge.report import Rate, Report, beside, judge_all
 from suffuse_molecules.preview import records
 
 __all__ = ["Judged"]
@@ -41,6 +41,9 @@ class Judged:
             report, train=self._judged(data, data.train.rows, implicit, train),
             held_out=self._judged(data, data.val.rows, implicit, train),
         )  # fmt: skip
+        distinct = {row.smiles for row in report.rows if row.valid}
+        inside = len(distinct & set(data.store.smiles))
+        report.rates["in_data"] = Rate(inside, len(distinct), "valid and unique; in any split of the data")
         say(report.table())
         found = {name: rate.value for name, rate in report.rates.items()} | report.figures
         other = report.columns["held_out"]

@@ -138,6 +138,7 @@ class Drawings:
         for name in self._computed():
             for what, value in asked_errors(name, wanted, report).items():
                 report.figures[f"{name}_{what}"] = value
+                report.over[f"{name}_{what}"] = "valid samples of those asked for it"
 
     def _polished(self, report: Report, found: Sequence[Record], tags: Sequence[dict[str, Any]], out: Path) -> None:
         mols: list[Any] = []
@@ -156,10 +157,9 @@ class Drawings:
         write_sdf(out / "polished.sdf", mols, kept, more)
         for name in ("polish_rmsd", "strain_before", "strain_after"):
             values = [tags[name] for tags in more if not math.isnan(tags[name])]
-            report.figures[f"polished_{name.removeprefix('polish_')}"] = (
-                float(np.median(values)) if values else math.nan
-            )
-            report.over[f"polished_{name.removeprefix('polish_')}"] = f"median of {len(values)} relaxed copies"
+            figure = f"polished_{name.removeprefix('polish_')}"
+            report.figures[figure] = float(np.median(values)) if values else math.nan
+            report.over[figure] = f"median of {len(values)} relaxed copies"
 
     def overview(self, xs: Any, captions: Sequence[str], path: Path) -> Path:
         """Write the sheet of drawings and return its path."""
