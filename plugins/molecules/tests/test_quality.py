@@ -44,7 +44,7 @@ def default(tmp_path_factory):
 def test_the_default_run_draws_molecules(default):
     _, run = default
     figures = json.loads((run / "metrics.json").read_text())
-    assert figures["valid"] >= 0.9 and figures["unique"] >= 0.8
+    assert figures["valid"] >= 0.93 and figures["unique"] >= 0.8
     assert figures["plausible_geometry"] >= 0.8 and figures["held_out_valid"] == 1
 
 
