@@ -218,6 +218,9 @@ SAMPLE_MISTAKES = [
     (["sampler=heunn"], "did you mean 'heun'?"),
     (["weights=both"], "neither 'ema' nor 'raw'"),
     (["guidance=-1"], "guidance.scale=-1"),
+    (["condition.label=a (b), c's"], "a (b), c's"),  # no value of Hydra's: taken as it is, to the conditioner
+    (["preview.scale=(2"], """put quotes around the value: "preview.scale='(2'\""""),
+    (["num=3,4", "batch_size=(2"], "cannot read 'batch_size=(2'"),
 ]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from suffuse.noise import KeyedNoise, mix, philox, seeds
+from suffuse.noise import KeyedNoise, _host_keys, _philox_on_host, _round_keys, mix, philox, seeds
 
 WORDS = {
     # Random123's known answers for philox4x32-10: counter, key, result.
@@ -23,8 +24,10 @@ WORDS = {
 def test_known_answers(name):
     counter, key, wanted = WORDS[name]
     seed = (key[1] << 32 | key[0]) - (1 << 64 if key[1] >> 31 else 0)
-    noise = KeyedNoise(torch.tensor([seed]))
-    assert philox(torch.tensor(counter)[:, None, None], noise._keys).flatten().tolist() == wanted
+    key = torch.tensor([seed])
+    assert philox(torch.tensor(counter)[:, None, None], _round_keys(key)).flatten().tolist() == wanted
+    on_host = _philox_on_host(np.array(counter, dtype=np.uint64)[:, None, None], _host_keys(key.numpy()))
+    assert on_host.flatten().tolist() == wanted
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (5, 7), (64,), (8, 8), (3, 17, 5), (4099,)])

@@ -10,6 +10,7 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -86,7 +87,7 @@ def compose_sample(
     dotted = [word for word in words if "." in split(word)[1] and split(word)[1].split(".")[0] in SAMPLE_GROUPS]
     plain = [word for word in words if word not in chosen and word not in dotted and not word.startswith("-")]
     # Which conditions exist is the model's to say, so any key is let through to it.
-    plain = [f"++{word}" if word.startswith("condition.") else word for word in plain]
+    plain = [f"++{_literal(word)}" if word.startswith("condition.") else word for word in plain]
     selected = [word if split(word)[1] == "trainer" else f"+{word}" for word in chosen]
     cfg = _compose(job, plain + selected)
     OmegaConf.set_struct(cfg, False)
@@ -94,7 +95,7 @@ def compose_sample(
         if group not in cfg:
             cfg[group] = saved[group]
     cfg.choices = dict(choices or {}) | {split(word)[1]: split(word)[2] for word in chosen}
-    for override in OverridesParser.create().parse_overrides(dotted):
+    for override in _parsed(dotted):
         key = override.key_or_group
         parent, _, leaf = key.rpartition(".")
         node = OmegaConf.select(cfg, parent)
@@ -121,7 +122,20 @@ def run_sample(words: Sequence[str], checkpoint: Path, job: str = "sample") -> N
     {"sample": jobs.sample, "tune": jobs.tune}[job](cfg, saved, checkpoint)
 
 
+def _literal(word: str) -> str:
+    """Return a word whose value is taken as it is where it is no value of Hydra's: a SMILES, a sentence with commas."""
+    key, _, value = word.partition("=")
+    try:
+        if not OverridesParser.create().parse_override(word).is_sweep_override():
+            return word
+    except HydraException:
+        pass
+    text = value.replace("'", "\\'")
+    return f"{key}='{text}'"
+
+
 def _compose(name: str, words: list[str]) -> DictConfig:
+    _parsed(words)
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             return compose(name, overrides=words)
@@ -130,6 +144,18 @@ def _compose(name: str, words: list[str]) -> DictConfig:
         if error.__cause__ is not None and str(error.__cause__) not in str(error):
             lines += [line.strip() for line in str(error.__cause__).splitlines()[:1]]
         raise ConfigError(" ".join(lines[:3])) from error
+
+
+def _parsed(words: Sequence[str]) -> list[Override]:
+    found = []
+    for word in words:
+        try:
+            found.append(OverridesParser.create().parse_override(word))
+        except HydraException as error:
+            key, equals, value = word.partition("=")
+            remedy = f""": put quotes around the value: "{key}='{value}'\"""" if equals else "; write key=value"
+            raise ConfigError(f"cannot read {word!r}{remedy}") from error
+    return found
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

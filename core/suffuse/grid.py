@@ -7,6 +7,7 @@ table of shape (N + 1, T) gives every token its own times; a token whose time do
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -91,6 +92,10 @@ class _Spaced:
     def __call__(self, schedule: Schedule, steps: int) -> Grid:
         """Return the grid of `steps` intervals on a schedule."""
         _check_steps(steps)
+        return self._nodes(schedule, steps)
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - a frozen value, not an object with a life; batches of a job share one
+    def _nodes(self, schedule: Schedule, steps: int) -> Grid:
         lowest, highest = (float(torch.exp(-schedule.lam(t))) for t in (0.0, 1.0))
         low, high = max(self.sigma_min, lowest), min(self.sigma_max, highest)
         if not low < high:

@@ -47,6 +47,19 @@ def _round_keys(seeds: Tensor) -> Tensor:
     return (key[None] + steps[:, :, None] & _MASK)[..., None]
 
 
+def _host_keys(seeds: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return what `_round_keys` returns, for the host's own arithmetic."""
+    whole = seeds.astype(np.uint64)
+    key = np.stack([whole & _HOST_MASK, whole >> _SHIFT])
+    found: NDArray[np.uint64] = (key[None] + _HOST_STEPS & _HOST_MASK)[..., None]
+    return found
+
+
+def _tables(seeds: Tensor) -> tuple[Tensor, Tensor]:
+    """Return keys and factors where the seeds are."""
+    return _round_keys(seeds), _factors(seeds.device)
+
+
 def _factors(device: torch.device) -> Tensor:
     return torch.tensor(_MULTIPLIERS, device=device)[:, None, None]
 
@@ -85,6 +98,7 @@ def _philox_on_host(counter: NDArray[np.uint64], keys: NDArray[np.uint64]) -> ND
 
 _HOST_FACTORS = np.array(_MULTIPLIERS, dtype=np.uint64)[:, None, None]
 _HOST_MASK, _SHIFT = np.uint64(_MASK), np.uint64(32)
+_HOST_STEPS = (np.arange(_ROUNDS, dtype=np.uint64)[:, None] * np.array(_WEYL, dtype=np.uint64))[:, :, None]
 
 SMALL = 2**15
 """Words up to which the host's own arithmetic is faster than a tensor operation per round."""
@@ -99,9 +113,9 @@ class KeyedNoise:
 
     def __init__(self, seeds: Tensor) -> None:
         self.seeds = seeds.long()
-        # Copied to the device here, once: a copy inside a draw would make the host wait for the device.
-        self._keys, self._factors = _round_keys(self.seeds), _factors(self.seeds.device)
-        self._host_keys = self._keys.numpy().astype(np.uint64) if self.seeds.device.type == "cpu" else None
+        self._host_keys = _host_keys(self.seeds.numpy()) if self.seeds.device.type == "cpu" else None
+        # Copied to a device here, once: a copy inside a draw would make the host wait for it.
+        self._tables = None if self._host_keys is not None else _tables(self.seeds)
 
     def words(self, count: int, step: int, stream: int) -> Tensor:
         """Return `count` random 32-bit words per row, shape (B, count), int64."""
@@ -115,7 +129,7 @@ class KeyedNoise:
         counter = torch.empty(4, rows, blocks, dtype=torch.int64, device=self.seeds.device)
         counter[0] = torch.arange(blocks, device=self.seeds.device)
         counter[1], counter[2], counter[3] = step & _MASK, stream & _MASK, step >> 32 & _MASK
-        return philox(counter, self._keys, self._factors).transpose(0, 1).flatten(1)[:, :count]
+        return philox(counter, *(self._tables or _tables(self.seeds))).transpose(0, 1).flatten(1)[:, :count]
 
     def uniform(self, like: Tensor, step: int, stream: int = 0) -> Tensor:
         """Return uniform numbers in the open interval (0, 1), of the shape, dtype and device of `like`.

@@ -81,15 +81,31 @@ class Step:
     ) -> Tensor:
         """Return x'."""
         # Numbers are dealt with here, without a further call: a loop of small steps is made of such overheads.
-        a = self.a
-        total = base * a if a.__class__ is float else _scaled(base, a, process)
-        terms = [(self.e, x), (self.b, d), *zip(self.past, history, strict=False), *zip(self.c, eps, strict=False)]
-        for value, term in terms:
+        a, total = self.a, None
+        if a.__class__ is not float:
+            total = _scaled(base, a, process)
+        elif a != 1.0:
+            total = base * a
+        sources = (x, d), history, eps
+        for kind, place, value in self.terms:
+            of = sources[kind]
+            if place >= len(of):
+                continue
             if value.__class__ is not float:
-                total.add_(_scaled(term, value, process))
-            elif value:
-                total.add_(term, alpha=value)
-        return total
+                scaled = _scaled(of[place], value, process)
+                total = base + scaled if total is None else total.add_(scaled)
+            elif total is None:
+                total = torch.add(base, of[place], alpha=value)
+            else:
+                total.add_(of[place], alpha=value)
+        return base * 1.0 if total is None else total
+
+    @functools.cached_property
+    def terms(self) -> tuple[tuple[int, int, Any], ...]:
+        """Where each term that is not 0 comes from (0: x and d, 1: history, 2: noise), its place there, its factor."""
+        every = ((self.e, self.b), self.past, self.c)
+        found = [(kind, place, value) for kind, values in enumerate(every) for place, value in enumerate(values)]
+        return tuple(term for term in found if term[2].__class__ is not float or term[2])
 
     def remember(self, x: Tensor, d: Tensor, process: Process, history: History) -> History:
         """Return the history with h in front."""
@@ -97,7 +113,7 @@ class Step:
             return history
         p, q = self.p, self.q
         if p.__class__ is float:
-            new = d if p == 0.0 else (x * p).add_(d, alpha=q)
+            new = d if p == 0.0 else torch.add(x, d, alpha=q) if p == 1.0 else (x * p).add_(d, alpha=q)
         else:
             new = _scaled(x, p, process).add_(_scaled(d, q, process))
         return (new, *history)[: self.depth]

@@ -23,9 +23,10 @@ azula's its variance.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -267,7 +268,7 @@ class Sampler(ABC):
         """Return, per leg, the rows of one field with Gaussian noise."""
         tables = route.levels(process.schedule)
         if route.t.ndim == 1:
-            return self.column(_legs(route, [list(map(float, table)) for table in tables]), whole)
+            return _lean(self.column(_legs(route, [list(map(float, table)) for table in tables]), whole))
         whole = whole and bool((route.t == route.t[:, :1]).all())
         columns = [
             self.column(_legs(route, [table[:, k].tolist() for table in tables]), whole)
@@ -290,10 +291,16 @@ class Sampler(ABC):
             d = denoiser(x, t, cond).x0
         elif d is None:
             d = x  # a leg up at the very start uses no prediction
-        if row.fix is not None:
-            base = map_state(_advance, base, x, d, row.fix, process, history, eps)
-        new = map_state(_advance, base, x, d, row.step, process, history, eps)
-        history = map_state(_remember, x, d, row.step, process, history) if row.push else history
+        if x.__class__ is Tensor:  # the usual state, without walking a tree of one leaf
+            if row.fix is not None:
+                base = row.fix.advance(base, x, d, history, eps, process)
+            new = row.step.advance(base, x, d, history, eps, process)
+            history = row.step.remember(x, d, process, history) if row.push else history
+        else:
+            if row.fix is not None:
+                base = map_state(_advance, base, x, d, row.fix, process, history, eps)
+            new = map_state(_advance, base, x, d, row.step, process, history, eps)
+            history = map_state(_remember, x, d, row.step, process, history) if row.push else history
         return _Carry(new, new if row.commit else base, history, d)
 
     def run(
@@ -418,6 +425,35 @@ def _between(t: Table, lam: Table, start: int, end: int, share: float, schedule:
 def _legs(route: Route, tables: Sequence[list[float]]) -> list[tuple[list[Node], Leg]]:
     nodes = [Node(*values) for values in zip(*tables, strict=True)]
     return [([nodes[i] for i in leg.nodes], leg) for leg in route.legs]
+
+
+def _lean(rows: list[list[Stage]]) -> list[list[Stage]]:
+    """Return rows that store x + (q / p) d in place of p x + q d, and take p into what is made of it: one product less.
+
+    What is stored is a combination of the state and the prediction, and only its multiples are ever used.
+    """
+    stored: list[float] = []
+
+    def taken(step: Any) -> Any:
+        if not isinstance(step, Step) or not any(scale != 1.0 for scale in stored[: len(step.past)]):
+            return step
+        scales = [*stored, *[1.0] * len(step.past)]
+        return replace(step, past=tuple(h * scale for h, scale in zip(step.past, scales, strict=False)))
+
+    lean: list[list[Stage]] = []
+    for leg in rows:
+        lean.append([])
+        for stage in leg:
+            step, fix = taken(stage.step), None if stage.fix is None else taken(stage.fix)
+            if stage.push and isinstance(step, Step) and step.depth:
+                scale = step.p if step.p.__class__ is float and step.p not in (0.0, 1.0) else 1.0
+                if scale != 1.0 and math.isfinite(scale) and math.isfinite(step.q):
+                    step = replace(step, p=1.0, q=step.q / scale)
+                else:
+                    scale = 1.0
+                stored = [scale, *stored][: step.depth]
+            lean[-1].append(stage._replace(step=step, fix=fix))
+    return lean
 
 
 def _stacked(stages: Sequence[Stage]) -> Stage:

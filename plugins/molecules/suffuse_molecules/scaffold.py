@@ -55,7 +55,8 @@ def given_parts(where: str, mode: str, keep: str | None, num: int, about: Mappin
 def _molecules(where: str, mode: str, key: str) -> list[Chem.Mol]:
     path = Path(where).expanduser()
     if not path.is_file():
-        mol = Chem.MolFromSmiles(where) if mode == "conformer" and path.suffix not in (".sdf", ".mol") else None
+        with rdBase.BlockLogs():
+            mol = Chem.MolFromSmiles(where) if mode == "conformer" and path.suffix not in (".sdf", ".mol") else None
         if mol is None:
             raise ConfigError(f"{key}: no such file" + (", and no SMILES" if mode == "conformer" else ""))
         return [mol]
