@@ -86,6 +86,9 @@ def compose_sample(
     chosen = [word for word in words if split(word)[1] in SAMPLE_GROUPS]
     dotted = [word for word in words if "." in split(word)[1] and split(word)[1].split(".")[0] in SAMPLE_GROUPS]
     plain = [word for word in words if word not in chosen and word not in dotted and not word.startswith("-")]
+    asks = (saved.get("modality") or {}).get("asks") or {}
+    asked = [word for word in plain if split(word)[1] in asks]
+    plain = [word for word in plain if word not in asked]
     # Which conditions exist is the model's to say, so any key is let through to it.
     plain = [f"++{_literal(word)}" if word.startswith("condition.") else word for word in plain]
     selected = [word if split(word)[1] == "trainer" else f"+{word}" for word in chosen]
@@ -94,6 +97,8 @@ def compose_sample(
     for group in SAMPLE_GROUPS:
         if group not in cfg:
             cfg[group] = saved[group]
+    for override in _parsed(asked):
+        cfg.ask[override.key_or_group] = override.value()
     cfg.choices = dict(choices or {}) | {split(word)[1]: split(word)[2] for word in chosen}
     for override in _parsed(dotted):
         key = override.key_or_group

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from suffuse.errors import ConfigError
 from suffuse.state import State
 
 if TYPE_CHECKING:
     from suffuse.model import Facts
 
-__all__ = ["Codec", "Identity", "empty"]
+__all__ = ["Codec", "Identity", "empty", "opened"]
 
 
 @runtime_checkable
@@ -47,6 +48,22 @@ def empty(codec: Any, facts: Facts, seeds: Tensor, raw: Mapping[str, Tensor], de
         return facts.like(len(seeds), device)
     state: State = own(seeds, raw, device)
     return state
+
+
+def opened(codec: Any, init: str, mask: str | None) -> tuple[State, State | None]:
+    """Return what is known of a sample from a file: a state of one row, and where it stays as it is.
+
+    A codec that can says it in ``open(init, mask)``: both of its results are shaped like one row of a state, the second
+    is true where the first is kept, or None for a `mask` of None.
+
+    Raises:
+        ConfigError: When the codec cannot.
+    """
+    own = getattr(codec, "open", None)
+    if own is None:
+        raise ConfigError(f"init={init}: this model's codec, {type(codec).__name__}, does not read files")
+    known: tuple[State, State | None] = own(init, mask)
+    return known
 
 
 class Identity:

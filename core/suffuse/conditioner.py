@@ -18,7 +18,7 @@ from suffuse.denoiser import Denoiser
 from suffuse.errors import ConfigError, suggest
 from suffuse.noise import KeyedNoise
 
-__all__ = ["ClassConditioner", "Conditioner", "NoConditioner", "VectorConditioner"]
+__all__ = ["ClassConditioner", "Conditioner", "NoConditioner", "VectorConditioner", "listed", "turns"]
 
 Raw = Mapping[str, Tensor]
 
@@ -42,6 +42,9 @@ class Conditioner(nn.Module):
     Raises:
         ConfigError: Unless 0 <= dropout < 1, 0 <= each < 1 and width >= 1.
     """
+
+    context: int = 0
+    """Size of the tokens that are attended to; 0 without any."""
 
     def __init__(
         self, labels: Sequence[str] = (), scalars: Sequence[str] = (), width: int = 64, dropout: float = 0.1,
@@ -96,20 +99,36 @@ class Conditioner(nn.Module):
             step: Which draw.
             like: Float (B,), for the device.
         """
-        every = noise.uniform(like, step, DROP_STREAM) < self.dropout
+        every = self.whole(noise, step, like)
         masks = dict.fromkeys(["label"] * bool(self.labels) + list(self.scalars), every)
         for number, name in enumerate(self.scalars if self.each else ()):
             masks[name] = every | (noise.uniform(like, step, DROP_STREAM + 1 + number) < self.each)
         return masks
 
+    def whole(self, noise: KeyedNoise, step: int, like: Tensor) -> Tensor:
+        """Return which rows lose every condition, boolean (B,)."""
+        return noise.uniform(like, step, DROP_STREAM) < self.dropout
+
     def drop(self, raw: Raw, masks: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return `raw` without the rows where a mask, boolean (B,), is true: one for all conditions or one of each."""
+        """Return `raw` without the rows where a mask, boolean (B,), is true: one for all conditions or one of each.
+
+        What has more than one number per row is absent where it is zero.
+        """
         first = masks if isinstance(masks, Tensor) else next(iter(masks.values()), None)
         if first is None:
             return {}
-        nothing = self.nothing(len(first), first.device)
-        of = {name: masks if isinstance(masks, Tensor) else masks[name] for name in nothing}
-        return {name: torch.where(of[name], nothing[name], raw[name].to(nothing[name].dtype)) for name in nothing}
+        nothing, kept = self.nothing(len(first), first.device), {}
+        for name, empty in nothing.items():
+            mask, value = masks if isinstance(masks, Tensor) else masks[name], raw[name]
+            if value.ndim > 1:
+                kept[name] = value * (~mask).view(-1, *[1] * (value.ndim - 1)).to(value.dtype)
+            else:
+                kept[name] = torch.where(mask, empty, value.to(empty.dtype))
+        return kept
+
+    def prepare(self, raw: Raw) -> dict[str, Tensor]:
+        """Return `raw` as `forward` embeds it: what needs the host is done here, before a batch goes to a device."""
+        return dict(raw)
 
     def constrain(self, denoiser: Denoiser, raw: Raw) -> Denoiser:
         """Return a denoiser that obeys what `raw` demands exactly rather than suggests; by default the same one."""
@@ -126,7 +145,7 @@ class Conditioner(nn.Module):
         Raises:
             ConfigError: For an unknown name, label or value.
         """
-        known = (["label"] if self.labels else []) + list(self.scalars)
+        known = self.known()
         for name in given:
             if name not in known:
                 hint = suggest(name, known) if known else "; this model is unconditional"
@@ -134,14 +153,18 @@ class Conditioner(nn.Module):
         raw: dict[str, Tensor] = {}
         if self.labels:
             wanted = given.get("label")
-            chosen = list(range(len(self.labels))) if wanted is None else [self._label(v) for v in _list(wanted)]
-            raw["label"] = _turns(torch.tensor(chosen), num)
+            chosen = list(range(len(self.labels))) if wanted is None else [self._label(v) for v in listed(wanted)]
+            raw["label"] = turns(torch.tensor(chosen), num)
         for name in self.scalars:
             wanted = given.get(name)
-            values = [float("nan")] if wanted is None else [_scalar(name, value) for value in _list(wanted)]
-            raw[name] = _turns(torch.tensor(values), num)
+            values = [float("nan")] if wanted is None else [_scalar(name, value) for value in listed(wanted)]
+            raw[name] = turns(torch.tensor(values), num)
         # An unconditional model still needs to say how many rows there are.
         return raw or {"label": torch.full((num,), -1)}
+
+    def known(self) -> list[str]:
+        """Return the names of the conditions."""
+        return (["label"] if self.labels else []) + list(self.scalars)
 
     def captions(self, raw: Raw) -> list[str]:
         """Return one short text per row."""
@@ -182,7 +205,8 @@ class NoConditioner(Conditioner):
         super().__init__(dropout=0.0)
 
 
-def _list(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """Return the values a user gave, one or several."""
     found = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if not found:
         raise ConfigError("condition: an empty list asks for nothing; name at least one value")
@@ -196,5 +220,6 @@ def _scalar(name: str, value: Any) -> float:
         raise ConfigError(f"condition.{name}={value} is not a number") from None
 
 
-def _turns(values: Tensor, num: int) -> Tensor:
-    return values.repeat(-(-num // len(values)))[:num]
+def turns(values: Tensor, num: int) -> Tensor:
+    """Return `num` rows: those of `values`, over and over."""
+    return values[torch.arange(num) % len(values)]

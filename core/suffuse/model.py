@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,12 +20,13 @@ from suffuse.errors import CheckpointError, ConfigError
 from suffuse.guidance import CFG, Guidance, Setting, Weaker
 from suffuse.noise import KeyedNoise
 from suffuse.objective import Objective
-from suffuse.process import Process, bound, reference
+from suffuse.observation import Inpaint, sdedit
+from suffuse.process import Gaussian, Process, bound, reference, streams
 from suffuse.sampler import sample
 from suffuse.self_condition import SelfConditioned
 from suffuse.state import Dense, State, leaves, map_state
 
-__all__ = ["AutoGuidance", "Facts", "Model", "Recipe", "build_process"]
+__all__ = ["AutoGuidance", "Edit", "Facts", "Model", "Path", "Recipe", "build_process", "fit_codec"]
 
 Shape = tuple[int, ...] | Mapping[str, "Shape"]
 
@@ -59,9 +61,7 @@ class Facts:
             limit: Most items that are looked at.
             process: Config of the process, whose spaces say which entries count; None for all.
         """
-        items = []
-        for index in spaced(len(data.train), limit):  # type: ignore[arg-type]
-            items.append(data.train[(0, index) if getattr(data.train, "epochs", False) else index])
+        items = _items(data, limit)
         with torch.no_grad():
             state = codec.encode(torch.utils.data.default_collate([item["x"] for item in items]))
         if any(not torch.isfinite(leaf).all() for leaf in leaves(state)):
@@ -97,6 +97,28 @@ class Facts:
     def like(self, batch: int, device: torch.device | str = "cpu") -> State:
         """Return an empty float32 state of `batch` rows."""
         return _like(self.shape, batch, device)
+
+
+def fit_codec(cfg: Mapping[str, Any], data: Data, limit: int = 512) -> Any:
+    """Return the codec of a config for the data.
+
+    A codec with a method ``measure(x)`` is shown a batch of training items first. The plain values that it returns
+    become ``about["codec"]`` of the data, so it finds them when it is built: here, and from a checkpoint.
+    """
+    codec = build(cfg, "codec", about=data.spec.about)
+    if getattr(codec, "measure", None) is not None:
+        batch = torch.utils.data.default_collate([item["x"] for item in _items(data, limit)])
+        with torch.no_grad():
+            about = {**data.spec.about, "codec": codec.measure(batch)}
+        data.spec = replace(data.spec, about=about)
+        codec = build(cfg, "codec", about=about)
+    return codec
+
+
+def _items(data: Data, limit: int) -> list[Any]:
+    """Return `limit` training items, evenly spaced."""
+    train: Any = data.train
+    return [train[(0, i) if getattr(train, "epochs", False) else i] for i in spaced(len(train), limit)]
 
 
 def build_process(cfg: Mapping[str, Any], about: Mapping[str, Any]) -> Any:
@@ -191,7 +213,10 @@ class Model(nn.Module):
             cfg["conditioner"], "conditioner", labels=list(facts.labels), scalars=list(facts.scalars),
             moments=facts.moments, about=facts.about,
         )  # fmt: skip
-        network = build(cfg["model"], "model", shape=facts.shape, cond_dim=self.conditioner.width, about=facts.about)
+        network = build(
+            cfg["model"], "model", shape=facts.shape, cond_dim=self.conditioner.width,
+            context_dim=self.conditioner.context, about=facts.about,
+        )  # fmt: skip
         self.denoiser = Preconditioned(network, self.process, self.objective.parameterization)
 
     @classmethod
@@ -208,7 +233,10 @@ class Model(nn.Module):
             raise CheckpointError(f"the weights do not fit the checkpoint's own config: {error}") from error
         return model.eval()
 
-    def draw(self, recipe: Recipe, seeds: Tensor, raw: Mapping[str, Tensor], like: State | None = None) -> State:
+    def draw(
+        self, recipe: Recipe, seeds: Tensor, raw: Mapping[str, Tensor], like: State | None = None,
+        edit: Edit | None = None, path: Path | None = None,
+    ) -> State:  # fmt: skip
         """Return one sample per seed, shape (B, ...), for the conditions `raw` of B rows each.
 
         Arguments:
@@ -216,13 +244,27 @@ class Model(nn.Module):
             seeds: Shape (B,), int64; a sample's noise depends on its seed alone.
             raw: Conditions as `Conditioner.parse` returns them.
             like: Shapes and given fields, see `suffuse.codec.empty`; by default those of the training data.
+            edit: What is known of the samples.
+            path: Where the samples stand between two ends.
         """
         with torch.inference_mode():
             denoiser, cond = self.guided(recipe, raw, len(seeds))
             grid = recipe.grid(reference(self.process).schedule, recipe.sampler.steps)
             like = self.facts.like(len(seeds), self.device) if like is None else like
-            noise = KeyedNoise(seeds.to(self.device))
-            return sample(denoiser, self.process, recipe.sampler, grid, noise, like, cond)
+            noise, x = KeyedNoise(seeds.to(self.device)), None
+            if path is not None:
+                cond = path.blend(cond, self.conditioner({k: v.to(self.device) for k, v in path.raw.items()}))
+                x = path.start(self.process, like, noise, float(grid.t[0]))
+            if edit is None:
+                return sample(denoiser, self.process, recipe.sampler, grid, noise, like, cond, x=x)
+            known = map_state(lambda leaf: leaf.to(self.device), edit.known)
+            if edit.mask is not None:
+                denoiser = Inpaint(denoiser, known, edit.mask)
+            if edit.strength is None:
+                return sample(denoiser, self.process, recipe.sampler, grid, noise, like, cond, x=x)
+            whole = map_state(lambda leaf: leaf.expand(len(seeds), *leaf.shape[1:]).clone(), known)
+            start = float(grid.t[edit.first(len(grid.t) - 1)])
+            return sdedit(denoiser, self.process, recipe.sampler, grid, noise, whole, start, cond)
 
     def guided(self, recipe: Recipe, raw: Mapping[str, Tensor], rows: int) -> tuple[Denoiser, Any]:
         """Return the denoiser that a recipe samples from, and the embedded conditions."""
@@ -250,6 +292,79 @@ class Model(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is known of samples before they are drawn.
+
+    Arguments:
+        known: A state of one row.
+        mask: Boolean, true where `known` stays; None for nowhere.
+        strength: Share of the steps that are taken, from `known` on; None starts from noise.
+
+    Raises:
+        ConfigError: Unless 0 < strength <= 1; when there is neither a mask nor a strength.
+    """
+
+    known: State
+    mask: State | None = None
+    strength: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise ConfigError(f"strength={self.strength} must be above 0 and at most 1")
+        if self.mask is None and self.strength is None:
+            raise ConfigError("init= needs mask=, for what is made anew, or strength=, for how much is changed")
+
+    def first(self, steps: int) -> int:
+        """Return the first of the nodes 0..steps that is used."""
+        assert self.strength is not None
+        return min(steps - 1, max(0, round((1 - self.strength) * steps)))
+
+
+@dataclass(frozen=True)
+class Path:
+    r"""Samples between two ends: condition (1 - w) a + w b, noise cos(pi w / 2) a + sin(pi w / 2) b.
+
+    The noise stays white, since two independent draws meet on the circle; of one seed it is that seed's throughout.
+
+    Arguments:
+        raw: Conditions at the far end, of B rows.
+        seeds: Seeds at the far end, shape (B,).
+        weight: w from 0 to 1, shape (B,).
+    """
+
+    raw: Mapping[str, Tensor]
+    seeds: Tensor
+    weight: Tensor
+
+    def blend(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return embedded conditions between a and b; tokens of either are attended to."""
+        mixed = {}
+        for name, value in a.items():
+            if value.is_floating_point():
+                w = self.weight.to(value).view(-1, *[1] * (value.ndim - 1))
+                mixed[name] = torch.lerp(value, b[name], w)
+            else:
+                mixed[name] = value | b[name]
+        return mixed
+
+    def start(self, process: Any, like: State, noise: KeyedNoise, t: float) -> State | None:
+        """Return the states to start from; None where both ends have the same noise."""
+        if torch.equal(self.seeds.cpu(), noise.seeds.cpu()):
+            return None
+        far = KeyedNoise(self.seeds.to(noise.seeds))
+
+        def between(leaf: Tensor, p: Process, stream: int) -> Tensor:
+            a, b = p.draw(leaf, noise, 0, stream), p.draw(leaf, far, 0, stream)
+            if not isinstance(p, Gaussian):
+                return p.prior(leaf, torch.where(self.weight.to(leaf).view(-1, *[1] * (a.ndim - 1)) < 0.5, a, b), t)
+            angle = self.weight.to(a).view(-1, *[1] * (a.ndim - 1)) * (math.pi / 2)
+            return p.prior(leaf, angle.cos() * a + angle.sin() * b, t)
+
+        found: State = map_state(between, like, bound(process, like), streams(process))
+        return found
 
 
 @dataclass(frozen=True)

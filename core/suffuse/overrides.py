@@ -123,6 +123,9 @@ def _check_key(key: str, job: str, roots: Sequence[Path], found: Mapping[str, se
     tree: dict[str, Any] = dict.fromkeys(names)
     for pattern in (f"{job}.yaml", "modality/*.yaml"):
         _merge(tree, _keys(roots, pattern))
+    if job == "sample":
+        # What a modality lets be asked of a sample, as seconds of a sound.
+        tree |= dict.fromkeys((tree.get("modality") or {}).get("asks") or {})
     first, *rest = key.split(".")
     if first not in tree:
         raise ConfigError(f"unknown key {key!r}{suggest(first, set(tree), listing='keys')}")

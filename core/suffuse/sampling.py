@@ -19,7 +19,9 @@ from torch.utils.data import DataLoader
 
 from suffuse.codec import empty
 from suffuse.errors import ConfigError
-from suffuse.model import Model, Recipe
+from suffuse.model import Edit, Model, Recipe
+from suffuse.model import Path as Between
+from suffuse.text import captions_of
 from suffuse.training.progress import Progress
 
 __all__ = ["Sampling", "take", "write_samples"]
@@ -33,16 +35,24 @@ class Sampling:
         codec: Decodes the drawn states.
         recipe: Sampler, grid and guidance.
         seed: Seed of sample 0.
+        edit: What is known of the samples.
+        path: Where each sample stands between two ends, of as many rows as there are samples; all have the first seed.
     """
 
-    def __init__(self, model: Model, codec: Any, recipe: Recipe, seed: int) -> None:
+    def __init__(
+        self, model: Model, codec: Any, recipe: Recipe, seed: int, edit: Edit | None = None, path: Between | None = None
+    ) -> None:
         self.model, self.codec, self.recipe, self.seed = model, codec, recipe, seed
+        self.edit, self.path = edit, path
 
     def batch(self, index: Tensor, raw: Mapping[str, Tensor]) -> Any:
         """Return the decoded samples number `index`, shape (B,), for their rows of `raw`."""
-        mine, seeds = {k: v[index] for k, v in raw.items()}, self.seed + index
+        mine, seeds, path = {k: v[index] for k, v in raw.items()}, self.seed + index, self.path
+        if path is not None:
+            seeds = torch.full_like(index, self.seed)
+            path = Between({k: v[index] for k, v in path.raw.items()}, path.seeds[index], path.weight[index])
         like = empty(self.codec, self.model.facts, seeds, mine, self.model.device)
-        return self.codec.decode(self.model.draw(self.recipe, seeds, mine, like))
+        return self.codec.decode(self.model.draw(self.recipe, seeds, mine, like, self.edit, path))
 
     def draw(self, index: Tensor, raw: Mapping[str, Tensor], batch: int, progress: Progress | None = None) -> Any:
         """Return the samples `index` in order, drawn `batch` at a time in this process."""
@@ -90,10 +100,21 @@ class Sampling:
         common = {**how, "steps": self.recipe.sampler.steps, "guidance": self.recipe.scale}
         kind = type(self.recipe.guidance).__name__
         common |= {} if kind == "CFG" else {"guidance_kind": kind}
+        if self.path is not None:
+            return [self._between(i, raw, captions[i]) | common for i in index.tolist()]
         return [
             {"index": i, "seed": self.seed + i, "condition": _condition(raw, i), "caption": captions[i], **common}
             for i in index.tolist()
         ]
+
+    def _between(self, i: int, raw: Mapping[str, Tensor], caption: str) -> dict[str, Any]:
+        """Return what the manifest says of a sample between two ends."""
+        assert self.path is not None
+        weight, far = float(self.path.weight[i]), self.model.conditioner.captions(self.path.raw)[i]
+        ends = {"condition": _condition(raw, i), "condition_to": _condition(self.path.raw, i)}
+        caption = caption if caption == far else f"{caption} → {far} {100 * weight:.0f} %"
+        seeds = {"seed": self.seed, "seed_to": int(self.path.seeds[i]), "weight": round(weight, 6)}
+        return {"index": i, **seeds, **ends, "caption": caption}
 
     @staticmethod
     def check_free(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -108,7 +129,10 @@ class Sampling:
 
 def _condition(raw: Mapping[str, Tensor], row: int) -> dict[str, Any]:
     values = {name: value[row].item() for name, value in raw.items() if value.ndim == 1}
-    return {name: value for name, value in values.items() if value == value and value != -1}
+    said: dict[str, Any] = {name: value for name, value in values.items() if value == value and value != -1}
+    if "text" in raw and raw["text"].dtype == torch.uint8:
+        said["text"] = captions_of(raw["text"][row : row + 1])[0]
+    return said
 
 
 class _Chunks(torch.utils.data.Dataset[Tensor]):

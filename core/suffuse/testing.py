@@ -250,9 +250,9 @@ class ModalityContract:
 
     def codec(self, cfg: dict[str, Any], data: Data) -> Any:
         """Return the codec for the data."""
-        from suffuse.build import build
+        from suffuse.model import fit_codec
 
-        return build(cfg["codec"], "codec", about=data.spec.about)
+        return fit_codec(cfg["codec"], data)
 
 
 class _Poisoned:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from suffuse.errors import ConfigError
 
-__all__ = ["Attention", "rope", "rotate"]
+__all__ = ["Attention", "CrossAttention", "attended", "rope", "rotate"]
 
 
 def rope(sizes: tuple[int, ...], head_dim: int, device: torch.device, base: float = 100.0) -> tuple[Tensor, Tensor]:
@@ -82,3 +84,59 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype))
         attended: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, tokens, width))
         return attended
+
+
+class CrossAttention(nn.Module):
+    """Attention of tokens (B, N, width) to a context (B, T, context), such as the words of a caption.
+
+    It starts at zero, so a network with it starts as the same network without.
+
+    Arguments:
+        width: Channels.
+        context: Channels of the context.
+        heads: Number of heads.
+
+    Raises:
+        ConfigError: When the heads do not divide the width.
+    """
+
+    def __init__(self, width: int, context: int, heads: int) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ConfigError(f"model: {heads} heads do not divide the width {width}")
+        self.heads, self.head_dim = heads, width // heads
+        self.q, self.kv = nn.Linear(width, width), nn.Linear(context, 2 * width)
+        self.q_norm, self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-6), nn.RMSNorm(self.head_dim, eps=1e-6)
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return what was found, shape (B, N, width).
+
+        Arguments:
+            x: Tokens.
+            context: What they attend to.
+            mask: Boolean (B, T), true where the context exists; at least one of a row must.
+        """
+        rows, tokens, width = x.shape
+        q = self.q(x).view(rows, tokens, self.heads, self.head_dim).transpose(1, 2)
+        k, v = self.kv(context).view(rows, -1, 2, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = _normalised(q, self.q_norm), _normalised(k, self.k_norm)
+        where = None if mask is None else mask[:, None, None]
+        mixed = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), where)
+        attended: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, tokens, width))
+        return attended
+
+
+def attended(cond: Mapping[str, Tensor] | None, wanted: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Return the tokens of a condition and their mask, where a network attends to them.
+
+    Raises:
+        ConfigError: When the network needs them and the condition has none.
+    """
+    if not wanted:
+        return None, None
+    if cond is None or "tokens" not in cond:
+        raise ConfigError("model: a network that attends to text needs cond['tokens']")
+    return cond["tokens"], cond.get("mask")

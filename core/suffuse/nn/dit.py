@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from suffuse.errors import ConfigError
-from suffuse.nn.attention import Attention, rope
+from suffuse.nn.attention import Attention, CrossAttention, attended, rope
 from suffuse.nn.embed import Embedding, spatial
 
 __all__ = ["DiT"]
@@ -41,7 +41,7 @@ class _Gated(nn.Module):
 class _Block(nn.Module):
     """Attention and feed-forward, each scaled, shifted and gated by the embedding."""
 
-    def __init__(self, width: int, heads: int, ratio: float, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, ratio: float, dropout: float, context: int = 0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -49,11 +49,21 @@ class _Block(nn.Module):
         self.modulate = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
+        self.cross: CrossAttention | None = None
+        if context:
+            self.cross_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+            self.cross = CrossAttention(width, context, heads)
 
-    def forward(self, x: Tensor, embedded: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, embedded: Tensor, cos: Tensor, sin: Tensor, context: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Return the tokens, (B, N, width); `embedded` is (B, 1, width) or (B, N, width)."""
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(embedded).chunk(6, -1)
         x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, (cos, sin))
+        if self.cross is not None:
+            assert context is not None  # asked for in the network's forward
+            x = x + self.cross(self.cross_norm(x), context, mask)
         out: Tensor = x + gate2 * self.feed(self.norm2(x) * (1 + scale2) + shift2)
         return out
 
@@ -72,6 +82,7 @@ class DiT(nn.Module):
         dropout: Share of dropped hidden activations.
         checkpointing: Recompute blocks in the backward pass instead of storing them.
         self_condition: Take the previous estimate of x0 as further channels, see `suffuse.self_condition`.
+        context_dim: Size of the tokens of a condition that every block attends to; 0 for none.
 
     Raises:
         ConfigError: For arguments that do not fit together; in `forward`, for sizes the patch does not divide.
@@ -80,9 +91,10 @@ class DiT(nn.Module):
     def __init__(
         self, shape: Sequence[int], cond_dim: int = 0, patch: int | Sequence[int] = 2, width: int = 384,
         depth: int = 12, heads: int = 6, mlp_ratio: float = 4.0, dropout: float = 0.0, checkpointing: bool = False,
-        self_condition: bool = False,
+        self_condition: bool = False, context_dim: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.context = context_dim
         self.axes = spatial(tuple(shape))
         self.patch = (patch,) * self.axes if isinstance(patch, int) else tuple(patch)
         if len(self.patch) != self.axes or min(self.patch) < 1:
@@ -94,7 +106,7 @@ class DiT(nn.Module):
         self.self_condition = self_condition
         self.enter = nn.Linear(inside * (1 + self_condition), width)
         self.embed = Embedding(width, cond_dim)
-        self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio, dropout, context_dim) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulate, self.leave = nn.Linear(width, 2 * width), nn.Linear(width, inside)
         for layer in (self.modulate, self.leave):
@@ -109,7 +121,8 @@ class DiT(nn.Module):
         Arguments:
             x: Shape (B, C, *spatial).
             noise: Shape (B,), or (B, T): one level per token, or per slice of equal size along the first axis.
-            cond: Holds ``vector``, shape (B, cond_dim), for a conditional network.
+            cond: Holds ``vector``, shape (B, cond_dim), for a conditional network; ``tokens``, shape (B, T,
+                context_dim), and their ``mask`` for one that attends to them.
             previous: Earlier estimate of x0, shaped like x; only with `self_condition`, None for zeros.
         """
         sizes = self._grid(x)
@@ -120,11 +133,12 @@ class DiT(nn.Module):
         h = self.enter(tokens)
         embedded = self._tokens(self.embed(noise, cond), h.shape[1])
         cos, sin = rope(sizes, self.width // self._heads, x.device)
+        given = (embedded, cos, sin, *attended(cond, self.context > 0))
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
-                h = checkpoint(block, h, embedded, cos, sin, use_reentrant=False)
+                h = checkpoint(block, h, *given, use_reentrant=False)
             else:
-                h = block(h, embedded, cos, sin)
+                h = block(h, *given)
         scale, shift = self.modulate(embedded).chunk(2, -1)
         return self._join(self.leave(self.norm(h) * (1 + scale) + shift), sizes)
 

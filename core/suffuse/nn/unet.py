@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from suffuse.errors import ConfigError
-from suffuse.nn.attention import Attention
+from suffuse.nn.attention import Attention, CrossAttention, attended
 from suffuse.nn.embed import Embedding, spatial
 
 __all__ = ["UNet"]
@@ -49,11 +49,14 @@ def _factors(factor: Factor, axes: int, name: str) -> tuple[int, ...]:
 class _Block(nn.Module):
     """Residual block, optionally followed by attention."""
 
-    def __init__(self, axes: int, inputs: int, outputs: int, embed: int, dropout: float, head_dim: int | None) -> None:
+    def __init__(
+        self, axes: int, inputs: int, outputs: int, embed: int, dropout: float, head_dim: int | None, context: int = 0,
+        kernel: int = 3,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.norm1, self.conv1 = _norm(inputs), _conv(axes, inputs, outputs)
+        self.norm1, self.conv1 = _norm(inputs), _conv(axes, inputs, outputs, kernel)
         self.modulate = nn.Linear(embed, 2 * outputs)
-        self.norm2, self.conv2 = _norm(outputs), _conv(axes, outputs, outputs, zero=True)
+        self.norm2, self.conv2 = _norm(outputs), _conv(axes, outputs, outputs, kernel, zero=True)
         self.skip = _conv(axes, inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.attention: Attention | None = None
@@ -62,8 +65,9 @@ class _Block(nn.Module):
             self.attention = Attention(outputs, max(1, outputs // head_dim))
             nn.init.zeros_(self.attention.out.weight)
             nn.init.zeros_(self.attention.out.bias)
+        self.cross = CrossAttention(outputs, context, max(1, outputs // head_dim)) if context and head_dim else None
 
-    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedded: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return the block's output."""
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = _spread(self.modulate(embedded), h).chunk(2, 1)
@@ -71,7 +75,11 @@ class _Block(nn.Module):
         x = self.skip(x) + self.conv2(self.dropout(F.silu(h)))
         if self.attention is not None:
             tokens = self.attention_norm(x).flatten(2).transpose(1, 2)
-            x = x + self.attention(tokens).transpose(1, 2).reshape(x.shape)
+            found = self.attention(tokens)
+            if self.cross is not None:
+                assert context is not None  # asked for in the network's forward
+                found = found + self.cross(tokens, context, mask)
+            x = x + found.transpose(1, 2).reshape(x.shape)
         return x
 
 
@@ -99,6 +107,8 @@ class UNet(nn.Module):
         dropout: Share of dropped activations in the residual blocks.
         checkpointing: Recompute blocks in the backward pass instead of storing them.
         self_condition: Take the previous estimate of x0 as further channels, see `suffuse.self_condition`.
+        context_dim: Size of the tokens of a condition that blocks with attention attend to; 0 for none.
+        kernel: Size of the convolutions, odd.
 
     Raises:
         ConfigError: For arguments that do not fit together; in `forward`, for sizes the total factor does not divide.
@@ -108,9 +118,12 @@ class UNet(nn.Module):
         self, shape: Sequence[int], cond_dim: int = 0, width: int = 64, multipliers: Sequence[int] = (1, 2),
         blocks: int = 1, attention: Sequence[int] = (1,), head_dim: int = 32, factors: Factor | Sequence[Factor] = 2,
         patch: Factor = 1, coordinates: bool = False, dropout: float = 0.0, checkpointing: bool = False,
-        self_condition: bool = False,
+        self_condition: bool = False, context_dim: int = 0, kernel: int = 3,
     ) -> None:  # fmt: skip
         super().__init__()
+        if kernel < 1 or kernel % 2 == 0:
+            raise ConfigError(f"model.kernel={kernel} must be an odd number of at least 1")
+        self.context = context_dim if attention else 0
         self.axes = spatial(tuple(shape))
         self.channels, self.checkpointing, self.coordinates = shape[0], checkpointing, coordinates
         self.self_condition = self_condition
@@ -133,7 +146,8 @@ class UNet(nn.Module):
         self.enter = _conv(self.axes, inside * (1 + self_condition) + self.axes * coordinates, width)
 
         def block(inputs: int, outputs: int, level: int) -> _Block:
-            return _Block(self.axes, inputs, outputs, embed, dropout, head_dim if level in attention else None)
+            head = head_dim if level in attention else None
+            return _Block(self.axes, inputs, outputs, embed, dropout, head, self.context, kernel)
 
         skips, now = [width], width
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -149,8 +163,8 @@ class UNet(nn.Module):
         deepest = levels - 1 if attention else -1
         self.middle = nn.ModuleList(
             [
-                _Block(self.axes, now, now, embed, dropout, head_dim if deepest >= 0 else None),
-                _Block(self.axes, now, now, embed, dropout, None),
+                _Block(self.axes, now, now, embed, dropout, head_dim if deepest >= 0 else None, self.context, kernel),
+                _Block(self.axes, now, now, embed, dropout, None, 0, kernel),
             ]
         )
         for level, channels in reversed(list(enumerate(widths))):
@@ -169,11 +183,12 @@ class UNet(nn.Module):
         Arguments:
             x: Shape (B, C, *spatial).
             noise: Shape (B,), or (B, T) with one level per slice of the first spatial axis, which is then kept whole.
-            cond: Holds ``vector``, shape (B, cond_dim), for a conditional network.
+            cond: Holds ``vector``, shape (B, cond_dim), for a conditional network; ``tokens``, shape (B, T,
+                context_dim), and their ``mask`` for one that attends to them.
             previous: Earlier estimate of x0, shaped like x; only with `self_condition`, None for zeros.
         """
         self._check(x, noise)
-        embedded = self.embed(noise, cond)
+        embedded = self.embed(noise, cond), *attended(cond, self.context > 0)
         if self.self_condition:
             x = torch.cat([x, torch.zeros_like(x) if previous is None else previous], 1)
         h = _unshuffle(x, self.patch)
@@ -198,11 +213,11 @@ class UNet(nn.Module):
                 h = F.interpolate(h, scale_factor=tuple(map(float, step)), mode="nearest")
         return _shuffle(self.leave(F.silu(self.leave_norm(h))), self.patch)
 
-    def _run(self, block: nn.Module, h: Tensor, embedded: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, h: Tensor, given: tuple[Tensor, Tensor | None, Tensor | None]) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            kept: Tensor = checkpoint(block, h, embedded, use_reentrant=False)
+            kept: Tensor = checkpoint(block, h, *given, use_reentrant=False)
             return kept
-        out: Tensor = block(h, embedded)
+        out: Tensor = block(h, *given)
         return out
 
     def _check(self, x: Tensor, noise: Tensor) -> None:

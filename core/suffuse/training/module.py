@@ -98,6 +98,12 @@ class TrainingModule(LightningModule):
         self.indices.append(self.micro - 1)
         return loss
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Read captions and the like while the batch is still on the host."""
+        if isinstance(batch, dict) and "cond" in batch:
+            batch = {**batch, "cond": self.model.conditioner.prepare(batch["cond"])}
+        return batch
+
     def _seed_dropout(self, seed: int) -> None:
         """Seed what draws inside the network."""
         if self.device.type == "cpu":
