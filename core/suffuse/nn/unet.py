@@ -115,7 +115,7 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, shape: Sequence[int], cond_dim: int = 0, width: int = 64, multipliers: Sequence[int] = (1, 2),
+        self, shape: Sequence[int], cond_dim: int = 0, width: int = 64, multipliers: Sequence[float] = (1, 2),
         blocks: int = 1, attention: Sequence[int] = (1,), head_dim: int = 32, factors: Factor | Sequence[Factor] = 2,
         patch: Factor = 1, coordinates: bool = False, dropout: float = 0.0, checkpointing: bool = False,
         self_condition: bool = False, context_dim: int = 0, kernel: int = 3,
@@ -141,7 +141,7 @@ class UNet(nn.Module):
 
         embed = 4 * width
         self.embed = Embedding(embed, cond_dim)
-        widths = [width * m for m in multipliers]
+        widths = [8 * round(width * m / 8) for m in multipliers]  # whole numbers of groups
         inside = self.channels * math.prod(self.patch)
         self.enter = _conv(self.axes, inside * (1 + self_condition) + self.axes * coordinates, width)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from suffuse.data import Data, Spec
 from suffuse.errors import ConfigError
+from suffuse.listing import Record, class_names, held_out, splits
 
-from suffuse_image.data.decode import Decoder
-from suffuse_image.data.listing import Record, class_names, held_out, splits
+from suffuse_image.data.decode import Decoder, suffixes
 from suffuse_image.data.pictures import Pictures
 from suffuse_image.data.reading import Reader
 
@@ -56,7 +56,7 @@ class Folder(Data):
         """List the folder and decode what is kept in memory."""
         if hasattr(self, "train"):
             return
-        found = splits(self.path)
+        found = splits(self.path, suffixes())
         if "all" in found:
             held = held_out(found["all"], self.val_fraction)
             train, val = (_where(found["all"], held, inside) for inside in (False, True))

@@ -13,10 +13,10 @@ from typing import Any
 
 from suffuse.data import Data, Spec
 from suffuse.errors import ConfigError, DataError, suggest
+from suffuse.listing import Record, held_out
 
 from suffuse_image.data.decode import Decoder
 from suffuse_image.data.folder import check_fraction
-from suffuse_image.data.listing import Record, held_out
 from suffuse_image.data.pictures import Pictures
 from suffuse_image.data.reading import Reader
 

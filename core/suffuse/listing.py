@@ -1,6 +1,6 @@
-"""Listing: which pictures a folder holds, with the class and the caption of each.
+"""Listing: which files a folder holds, with the class and the caption of each.
 
-Two layouts, both those of the "imagefolder" of Hugging Face datasets: ``metadata.csv`` or ``metadata.jsonl`` with
+Two layouts, both those of the "imagefolder" and "audiofolder" of Hugging Face datasets: ``metadata.csv`` or ``metadata.jsonl`` with
 ``file_name`` and, where there are some, ``label`` and ``text``; or one subfolder per class. The folder may hold its
 splits as ``train/`` and ``val/`` (or ``validation/``, ``valid/``, ``test/``).
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
@@ -17,16 +17,15 @@ from typing import Any
 
 from suffuse.errors import DataError
 
-from suffuse_image.data.decode import suffixes
-
 __all__ = ["Record", "class_names", "held_out", "splits"]
 
+Splits = dict[str, list["Record"]]
 VAL = ("val", "validation", "valid", "test")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One picture file.
+    """One file.
 
     Arguments:
         path: Where it lies.
@@ -41,41 +40,48 @@ class Record:
     text: str = ""
 
 
-def splits(root: Path) -> dict[str, list[Record]]:
+def splits(root: Path, suffixes: Collection[str], what: str = "images", such: str = ".png or .jpg") -> Splits:
     """Return the records of ``train`` and ``val``, or of ``all`` when the folder itself makes no difference.
 
+    Arguments:
+        root: The folder.
+        suffixes: Lower-case endings of the files that count, where no metadata names them.
+        what: What they are, for messages.
+        such: Examples of their endings.
+
     Raises:
-        DataError: When the folder is missing or holds no pictures, or its metadata cannot be used.
+        DataError: When the folder is missing or holds none, or its metadata cannot be used.
     """
     if not root.is_dir():
-        raise DataError(f"data.path={root}: no such folder; set data.path to one with images")
+        raise DataError(f"data.path={root}: no such folder; set data.path to one with {what}")
     if _metadata(root) is not None:
-        found = _by_first_part(_records(root))
+        found = _by_first_part(_records(root, suffixes))
     else:
         names = {child.name for child in _children(root) if child.is_dir()}
         val = next((name for name in VAL if name in names), None)
         if "train" in names and names <= {"train", *VAL}:
-            found = {"train": _records(root / "train")} | ({"val": _records(root / val)} if val else {})
+            found = {"train": _records(root / "train", suffixes)}
+            found |= {"val": _records(root / val, suffixes)} if val else {}
         else:
-            found = {"all": _records(root)}
+            found = {"all": _records(root, suffixes)}
     for name, records in found.items():
         if not records:
             where = root if name == "all" else root / name
-            raise DataError(f"data.path={root}: no images in {where}; it needs files like .png or .jpg")
+            raise DataError(f"data.path={root}: no {what} in {where}; it needs files like {such}")
     return found if "val" in found else {"all": next(iter(found.values()))}
 
 
-def held_out(records: list[Record], fraction: float) -> set[str]:
+def held_out(records: list[Record], fraction: float, what: str = "image") -> set[str]:
     """Return the keys held out: those whose hash falls below `fraction`, and at least one, but not all.
 
     The hash sees the key alone, so a file stays in its split when others come and go.
 
     Raises:
-        DataError: When there are not two pictures to part.
+        DataError: When there are not two to part.
     """
     keys = sorted({record.key for record in records}, key=_hash)
     if len(keys) < 2:
-        raise DataError("data.path: one image cannot be split into training and held-out ones; add more images")
+        raise DataError(f"data.path: one {what} cannot be split into training and held-out ones; add more {what}s")
     count = sum(_hash(key) < fraction for key in keys)
     return set(keys[: min(max(count, 1), len(keys) - 1)])
 
@@ -105,15 +111,14 @@ def _by_first_part(records: list[Record]) -> dict[str, list[Record]]:
     return {"all": records}
 
 
-def _records(root: Path) -> list[Record]:
+def _records(root: Path, suffixes: Collection[str]) -> list[Record]:
     """Return the records of one folder without splits, in the order of the metadata or of the paths."""
     metadata = _metadata(root)
     if metadata is not None:
         return _described(root, metadata)
-    known = suffixes()
     found = []
     for path in _files(root, set()):
-        if path.suffix.lower() in known:
+        if path.suffix.lower() in suffixes:
             parts = path.relative_to(root).parts
             found.append(Record(path, "/".join(parts), label=parts[0] if len(parts) > 1 else None))
     return found

@@ -1,0 +1,10 @@
+"""Codecs: maps between sound and the states that are diffused."""
+
+from suffuse_audio.codec.latent import Latent
+from suffuse_audio.codec.mdct import Mdct
+from suffuse_audio.codec.mel import Mel
+from suffuse_audio.codec.picture import Picture
+from suffuse_audio.codec.stft import Stft
+from suffuse_audio.codec.waveform import Waveform
+
+__all__ = ["Latent", "Mdct", "Mel", "Picture", "Stft", "Waveform"]

@@ -1,0 +1,198 @@
+"""Files: a data set of sound files, kept in memory when they are short and few, else read by stretches.
+
+With `cache` every file is decoded once, in threads, and kept as 16-bit numbers; a clip is then a stretch of it. Without,
+or above 2 GiB, the stretch is read by seeking whenever it is asked for. Which stretch of a long file an epoch takes is a
+function of (seed, epoch, index). A file that cannot be used is named in the log and left out, or, once training runs,
+stands aside for the next; more than the fraction `max_bad` of them is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from suffuse.errors import ConfigError, DataError
+from suffuse.text import encoded
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from suffuse_audio.data.decode import Decoder, chance
+from suffuse_audio.files import Info, SoundError
+
+__all__ = ["FileSet", "Reader", "Sound"]
+
+MEMORY = 2 * 2**30
+"""Bytes of decoded sound above which `cache` gives way."""
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One sound and what is known of it.
+
+    Arguments:
+        source: Path, or the bytes of a file.
+        name: How it is called in messages.
+        label: Its class, -1 for none.
+        text: Its caption.
+    """
+
+    source: Path | bytes
+    name: str
+    label: int = -1
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Turns sounds into a data set.
+
+    Arguments:
+        decoder: Decodes one.
+        cache: Keep decoded sounds in memory, up to 2 GiB.
+        max_bad: Fraction of the sounds that may be damaged.
+        timing: Give each item ``seconds_start`` and ``seconds_total``.
+        key: The config key that names the sounds, for messages.
+
+    Raises:
+        ConfigError: When `max_bad` is not in [0, 1).
+    """
+
+    decoder: Decoder
+    cache: bool = True
+    max_bad: float = 0.01
+    timing: bool = False
+    key: str = "data.path"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad < 1:
+            raise ConfigError(f"data.max_bad={self.max_bad} must be a fraction, at least 0 and below 1")
+
+    def read(self, sounds: Sequence[Sound], seed: int, labels: bool, texts: bool, crop: bool) -> FileSet:
+        """Return the data set of the sounds that can be read.
+
+        Arguments:
+            sounds: What is decoded.
+            seed: Seed of the stretches.
+            labels: Whether items have a class.
+            texts: Whether items have a caption.
+            crop: Take another stretch of a long sound in each epoch; else the first.
+
+        Raises:
+            DataError: When more than `max_bad` of them are damaged.
+        """
+        heads = _in_threads(self._head, sounds)
+        size = sum(2 * self.decoder.channels * h.seconds * self.decoder.rate for h in heads if isinstance(h, Info))
+        keep = self.cache and size <= MEMORY
+        if self.cache and not keep:
+            _log.warning("the sounds take %.1f GiB: reading them by stretches", size / 2**30)
+        kept: list[Tensor | SoundError | None] = _in_threads(self._whole, sounds) if keep else [None] * len(sounds)
+        bad = {i: h for i, h in enumerate(heads) if isinstance(h, SoundError)}
+        bad |= {i: x for i, x in enumerate(kept) if isinstance(x, SoundError)}
+        self.judge(bad, sounds)
+        good = [i for i in range(len(sounds)) if i not in bad]
+        return FileSet(
+            self, [sounds[i] for i in good], [h.seconds for h in (heads[i] for i in good) if isinstance(h, Info)],
+            [x for x in (kept[i] for i in good) if isinstance(x, Tensor)], seed, labels, texts, crop,
+        )  # fmt: skip
+
+    def judge(self, bad: Mapping[int, SoundError], sounds: Sequence[Sound]) -> None:
+        """Log the damaged sounds, or raise `DataError` when they are too many."""
+        if not bad:
+            return
+        shown = ", ".join(f"{sounds[i].name} ({reason})" for i, reason in list(bad.items())[:3])
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        if len(bad) > self.max_bad * len(sounds):
+            raise DataError(
+                f"{self.key}: {len(bad)} of {len(sounds)} sounds cannot be used: {shown}{more}; repair or remove them, "
+                f"or allow for more with data.max_bad (now {self.max_bad:g})"
+            )
+        _log.warning("%d of %d sounds cannot be used and are left out: %s%s", len(bad), len(sounds), shown, more)
+
+    def _head(self, sound: Sound) -> Info | SoundError:
+        try:
+            return self.decoder.head(sound.source)
+        except SoundError as error:
+            return error
+
+    def _whole(self, sound: Sound) -> Tensor | SoundError:
+        try:
+            return (self.decoder.whole(sound.source) * 32767).round().to(torch.int16)
+        except SoundError as error:
+            return error
+
+
+class FileSet(Dataset[dict[str, Any]]):
+    """Sounds of files.
+
+    Item i is ``{"x": float32 (C, N), "cond": {...}, "index": i}`` with ``label``, ``text``, ``seconds_start`` and
+    ``seconds_total`` as the reader says.
+
+    Arguments:
+        reader: Decodes, and knows how many damaged ones there may be.
+        sounds: The sounds.
+        seconds: Length of each.
+        kept: The decoded sounds, int16 (C, n), or nothing to read them when asked.
+        seed: Seed of the stretches.
+        labels: See `Reader.read`.
+        texts: See `Reader.read`.
+        crop: See `Reader.read`.
+
+    Raises:
+        DataError: On access, when more than `max_bad` of the sounds have turned out damaged.
+    """
+
+    def __init__(
+        self, reader: Reader, sounds: Sequence[Sound], seconds: Sequence[float], kept: Sequence[Tensor], seed: int,
+        labels: bool, texts: bool, crop: bool,
+    ) -> None:  # fmt: skip
+        self.reader, self.sounds, self.seconds, self.kept = reader, list(sounds), list(seconds), list(kept)
+        self.seed, self.labels, self.texts, self.epochs = seed, labels, texts, crop
+        self.bad: dict[int, SoundError] = {}
+
+    def __len__(self) -> int:
+        return len(self.sounds)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = (None, key) if isinstance(key, int) else key
+        if not 0 <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        place = 0.0 if epoch is None or not self.epochs else chance(self.seed, epoch, index)
+        x, index = self._fetch(index, place)
+        sound = self.sounds[index]
+        cond: dict[str, Any] = {"label": sound.label} if self.labels else {}
+        if self.texts:
+            cond["text"] = encoded(sound.text)
+        if self.reader.timing:
+            length = self.reader.decoder.samples / self.reader.decoder.rate
+            cond["seconds_start"] = place * max(0.0, self.seconds[index] - length)
+            cond["seconds_total"] = self.seconds[index]
+        return {"x": x, "cond": cond, "index": index}
+
+    def _fetch(self, index: int, place: float) -> tuple[Tensor, int]:
+        """Return the clip of an item, and the index of the item it belongs to."""
+        decoder = self.reader.decoder
+        if self.kept:
+            return decoder.fitted(self.kept[index].float() / 32767, place), index
+        for _ in range(len(self)):
+            if index not in self.bad:
+                try:
+                    return decoder.stretch(self.sounds[index].source, place), index
+                except SoundError as error:
+                    self.bad[index] = error
+                    self.reader.judge(self.bad, self.sounds)
+            index = (index + 1) % len(self)
+        raise DataError(f"{self.reader.key}: no sound is left that can be read")
+
+
+def _in_threads(function: Callable[[Sound], T], sounds: Sequence[Sound]) -> list[T]:
+    """Return `function` of every sound in order; soundfile decodes without Python's lock."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(function, sounds))

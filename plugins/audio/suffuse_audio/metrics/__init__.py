@@ -1,0 +1,6 @@
+"""Metrics of sounds."""
+
+from suffuse_audio.metrics.attributes import Attributes
+from suffuse_audio.metrics.features import Features
+
+__all__ = ["Attributes", "Features"]
