@@ -19,6 +19,7 @@ FLOORS = {
                 "categorical",
                 "grid",
                 "conditioner",
+                "text",
                 "solver",
                 "weight",
                 "density",
@@ -36,7 +37,7 @@ FLOORS = {
                 "tuning",
                 "verify",
             ],
-            ["data", "codec", "preview", "metrics", "build", "checkpoint", "posthoc", "model"],
+            ["data", "listing", "codec", "preview", "metrics", "build", "checkpoint", "posthoc", "model"],
             ["sampling", "training"],
             ["rundir"],
             ["jobs", "app", "info", "testing"],
@@ -46,7 +47,18 @@ FLOORS = {
 }
 LIGHT = {"errors", "hookspecs", "modality", "plugins", "overrides", "cli", "scaffold", "__init__", "__main__"}
 MATHS = [name for name, floor in FLOORS.items() if floor <= 2]
-FOREIGN = {"lightning", "hydra", "omegaconf", "wandb", "torchvision", "torchaudio", "PIL", "rdkit", "diffusers"}
+FOREIGN = {
+    "lightning",
+    "hydra",
+    "omegaconf",
+    "wandb",
+    "torchvision",
+    "torchaudio",
+    "PIL",
+    "rdkit",
+    "diffusers",
+    "soundfile",
+}
 
 
 def files(name: str) -> list[Path]:

@@ -1,8 +1,8 @@
 """Listing: which files a folder holds, with the class and the caption of each.
 
-Two layouts, both those of the "imagefolder" and "audiofolder" of Hugging Face datasets: ``metadata.csv`` or ``metadata.jsonl`` with
-``file_name`` and, where there are some, ``label`` and ``text``; or one subfolder per class. The folder may hold its
-splits as ``train/`` and ``val/`` (or ``validation/``, ``valid/``, ``test/``).
+Two layouts, both those of the "imagefolder" and "audiofolder" of Hugging Face datasets: ``metadata.csv`` or
+``metadata.jsonl`` with ``file_name`` and, where there are some, ``label`` and ``text``; or one subfolder per class. The
+folder may hold its splits as ``train/`` and ``val/`` (or ``validation/``, ``valid/``, ``test/``).
 """
 
 from __future__ import annotations

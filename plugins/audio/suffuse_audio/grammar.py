@@ -1,7 +1,7 @@
 """Grammar: the sounds that can be described in a sentence and rendered from it.
 
-Four kinds: a note (timbre, envelope, pitch), a triad (quality, envelope, root), a slide (timbre, direction, span, start)
-and a drum (instrument, tempo, dynamics). A `Sound` is one combination of attributes and `caption` its sentence.
+Four kinds: a note (timbre, envelope, pitch), a triad (quality, envelope, root), a slide (timbre, direction, span,
+start) and a drum (instrument, tempo, dynamics). A `Sound` is one combination of attributes and `caption` its sentence.
 Combinations whose caption's hash falls into one eighth are held out: no training item has them, so that samples for
 them show whether attributes were learned or sentences.
 """
@@ -27,7 +27,7 @@ __all__ = [
     "sounds",
 ]
 
-NOTES = tuple(f"{name}{octave}" for octave in (3, 4) for name in "CDEFGAB") + ("C5",)
+NOTES = (*(f"{name}{octave}" for octave in (3, 4) for name in "CDEFGAB"), "C5")
 TIMBRES = {"sine": "sine wave", "square": "square wave", "sawtooth": "sawtooth wave", "organ": "organ"}
 ENVELOPES = ("plucked", "sustained", "swelling")
 CHORDS = {"major": (0, 4, 7), "minor": (0, 3, 7), "diminished": (0, 3, 6)}

@@ -1,13 +1,14 @@
 """Listen: reads the attributes of a described sound back from its samples, by analysis alone, with no network.
 
 Pitch by harmonic summation ("Measurement of pitch by subharmonic summation", Hermes 1988), timbre by the power of the
-second and third harmonic, envelopes by the energy of the parts, chords by the fundamentals that all must be there, drums
-by onsets in a 4 ms envelope and by bands.
+second and third harmonic, envelopes by the energy of the parts, chords by the fundamentals that all must be there,
+drums by onsets in a 4 ms envelope and by bands.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ class Heard:
     Arguments:
         values: A value for every attribute that was listened for.
         cents: Distance from the nearest note in cents; NaN for drums.
-        clean: Share of the energy that belongs to the sound: near its harmonics; for drums 1 minus what is between hits.
+        clean: Share of the energy that belongs to the sound: near its harmonics; of drums what is not between hits.
     """
 
     values: tuple[str, ...]
@@ -34,7 +35,7 @@ class Heard:
     clean: float
 
 
-def listen(y: NDArray[np.floating], sound: Sound, rate: int = 8000) -> Heard:
+def listen(y: NDArray[np.floating[Any]], sound: Sound, rate: int = 8000) -> Heard:
     """Return what is heard when one listens for the attributes of `sound`'s kind.
 
     Arguments:
@@ -42,10 +43,10 @@ def listen(y: NDArray[np.floating], sound: Sound, rate: int = 8000) -> Heard:
         sound: Says what kind of sound to listen for; its values are not used.
         rate: Samples per second.
     """
-    y = np.nan_to_num(np.asarray(y, dtype=np.float64))
-    if np.abs(y).max() < 1e-4:
+    x: _Float = np.nan_to_num(np.asarray(y, dtype=np.float64))
+    if np.abs(x).max() < 1e-4:
         return Heard(("silence",) * len(sound.names), float("nan"), 0.0)
-    return {"note": _note, "chord": _chord, "slide": _slide, "drum": _drum}[sound.kind](y, rate)
+    return {"note": _note, "chord": _chord, "slide": _slide, "drum": _drum}[sound.kind](x, rate)
 
 
 def pitch(y: _Float, rate: int, low: float, high: float) -> float:
@@ -63,8 +64,8 @@ def pitch(y: _Float, rate: int, low: float, high: float) -> float:
 
 def _spectrum(y: _Float, rate: int) -> tuple[_Float, _Float]:
     size = 1 << 15
-    power = np.abs(np.fft.rfft(y * np.hanning(len(y)), size)) ** 2
-    return power, np.fft.rfftfreq(size, 1 / rate)
+    power = np.asarray(np.abs(np.fft.rfft(y * np.hanning(len(y)), size)) ** 2, dtype=np.float64)
+    return power, np.asarray(np.fft.rfftfreq(size, 1 / rate), dtype=np.float64)
 
 
 def _near(power: _Float, at: _Float, f: float, width: float) -> float:
@@ -114,18 +115,19 @@ def _chord(y: _Float, rate: int) -> Heard:
     best, found, cents = -np.inf, ("", ""), 0.0
     for quality, steps in CHORDS.items():
         for root in NOTES[:7]:
-            parts = [_near(power, at, frequency(root) * 2 ** (s / 12), 0.012) for s in steps]
+            parts = [_near(power, at, frequency(root) * 2 ** (step / 12), 0.012) for step in steps]
             # All three must be there, and nothing else: the geometric mean against the whole.
             score = float(np.log(np.array(parts) + 1e-9 * power.max()).sum())
             if score > best:
                 best, found = score, (quality, root)
-    root = frequency(found[1])
+    lowest = frequency(found[1])
     grid = np.linspace(0.97, 1.03, 121)
-    tuned = sum(np.interp(grid * root * 2 ** (s / 12), at, power) for s in CHORDS[found[0]])
+    tones = [lowest * 2 ** (step / 12) for step in CHORDS[found[0]]]
+    tuned = np.sum([np.interp(grid * tone, at, power) for tone in tones], axis=0)
     cents = float(1200 * np.log2(grid[int(np.argmax(tuned))]))
     inside = np.zeros(len(at), dtype=bool)
-    for s in CHORDS[found[0]]:
-        inside |= np.abs(at / (root * 2 ** (s / 12)) - 1) < 0.03
+    for tone in tones:
+        inside |= np.abs(at / tone - 1) < 0.03
     return Heard((envelope, *found), cents, float(power[inside].sum() / power.sum()))
 
 

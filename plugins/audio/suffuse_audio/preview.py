@@ -136,7 +136,7 @@ class Sounds:
 
 
 def loop(x: Tensor, fade: int) -> Tensor:
-    """Return a sound (C, N) without its last `fade` samples, which are laid over the first: it repeats without a seam."""
+    """Return a sound (C, N) that repeats without a seam: its last `fade` samples are laid over the first."""
     fade = min(fade, x.shape[-1] // 2)
     if fade < 1:
         return x

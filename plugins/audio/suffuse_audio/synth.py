@@ -1,7 +1,7 @@
 """Synth: renders a described sound; what the description leaves open is a function of a seed.
 
 Open are detuning (up to 8 cents), phases, level, decay times and noise. Harmonic tones are sums of the harmonics
-a_k sin(k phi(t) + phi_k) below 0.47 of the sample rate: sine, square (odd k, a_k = 1/k), sawtooth (a_k = 1/k), organ
+a_k sin(k phi(t)) below 0.47 of the sample rate: sine, square (odd k, a_k = 1/k), sawtooth (a_k = 1/k), organ
 (k = 1, 2, 4 and 8).
 """
 
@@ -61,7 +61,8 @@ def _detuned(note: str, random: np.random.Generator) -> float:
 
 def _tone(timbre: str, f: _Float, random: np.random.Generator, rate: int) -> _Float:
     """Return a harmonic tone whose frequency follows `f`."""
-    turn = np.exp(1j * (2 * np.pi * np.cumsum(f) / rate))
+    # One phase, k times as far in the k-th harmonic: the waveform keeps its shape and starts somewhere in it.
+    turn = np.exp(1j * (2 * np.pi * np.cumsum(f) / rate + random.uniform(0, 2 * np.pi)))
     power, y = np.ones_like(turn), np.zeros(len(f))
     amplitudes = HARMONICS[timbre]
     for k in range(1, max(amplitudes) + 1):
@@ -71,14 +72,14 @@ def _tone(timbre: str, f: _Float, random: np.random.Generator, rate: int) -> _Fl
             audible = k * f < 0.47 * rate
             if not audible.any():
                 break
-            y += amplitudes[k] * audible * (power * np.exp(1j * random.uniform(0, 2 * np.pi))).imag
+            y += amplitudes[k] * audible * power.imag
     return y
 
 
 def _envelope(name: str, t: _Float, random: np.random.Generator) -> _Float:
     attack, end = np.minimum(1, t / 0.005), np.clip((t[-1] - t) / 0.03, 0, 1)
     if name == "plucked":
-        shape: _Float = np.exp(-t / random.uniform(0.16, 0.22))
+        shape: _Float = np.exp(-t / (t[-1] * random.uniform(0.16, 0.22)))
     elif name == "swelling":
         shape = (t / t[-1]) ** random.uniform(1.4, 1.8)
     else:

@@ -1,8 +1,8 @@
 r"""Latent: the latents of a pretrained autoencoder, standardised per channel.
 
-Stable Audio's ``AutoencoderOobleck`` of diffusers, from a folder or the hub (safetensors only). z = mean of q(z | x), by
-default, or a draw of it; each channel is shifted and scaled by the data's own mean and deviation. The autoencoder is
-frozen and no part of the model: a checkpoint holds its name and what was measured.
+Stable Audio's ``AutoencoderOobleck`` of diffusers, from a folder or the hub (safetensors only). z = E[z | x]; each
+channel is shifted and scaled by the data's own mean and deviation. The autoencoder is frozen and no part of the model:
+a checkpoint holds its name and what was measured.
 """
 
 from __future__ import annotations

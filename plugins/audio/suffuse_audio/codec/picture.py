@@ -1,9 +1,9 @@
 r"""Picture: Riffusion's spectrogram images, 8 bits a pixel.
 
-p = 255 (1 - (m / m_max)^0.25) for mel amplitudes m of 512 bins from 0 to 10 kHz, dark where loud, low frequencies at the
-bottom. The greatest amplitude is written in the picture's EXIF (tag 11080, "max value"), as Riffusion does, and so are
-rate, window, hop and limits. The state is the picture in [-1, 1]: (B, C, bins, frames); stereo uses the green and blue
-channels of the file. "Riffusion: Stable diffusion for real-time music generation", Forsgren and Martiros 2022.
+p = 255 (1 - (m / m_max)^0.25) for mel amplitudes m of 512 bins from 0 to 10 kHz: dark where loud, low frequencies at
+the bottom. The greatest amplitude is written in the picture's EXIF (tag 11080, "max value"), as Riffusion does, and so
+are rate, window, hop and limits. The state is the picture in [-1, 1]: (B, C, bins, frames); stereo uses the green and
+blue channels of the file. "Riffusion: Stable diffusion for real-time music generation", Forsgren and Martiros 2022.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Picture(AudioCodec):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"codec.{name}={value} must be a whole number of at least 1")
         if self.samples % hop or hop > size // 2:
-            raise ConfigError(f"codec.hop={hop} must divide the {self.samples} samples of a sound, and be at most size/2")
+            raise ConfigError(
+                f"codec.hop={hop} must divide the {self.samples} samples of a sound, and be at most size/2"
+            )
         if not 0 < power <= 1:
             raise ConfigError(f"codec.power={power} must be above 0 and at most 1")
         self.bins, self.hop, self.size, self.power, self.levels = bins, hop, size, power, levels
@@ -96,7 +98,8 @@ class Picture(AudioCodec):
         milliseconds = 1000 / self.rate
         values = {
             "sample_rate": self.rate, "stereo": stereo, "step_size_ms": round(self.hop * milliseconds),
-            "window_duration_ms": round(self.size * milliseconds), "padded_duration_ms": round(self.size * milliseconds),
+            "window_duration_ms": round(self.size * milliseconds),
+            "padded_duration_ms": round(self.size * milliseconds),
             "num_frequencies": self.bins, "min_frequency": 0, "max_frequency": self.rate // 2,
             "power_for_image": self.power, "max_value": self._most,
         }  # fmt: skip
@@ -122,7 +125,9 @@ class Picture(AudioCodec):
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: no spectrogram image ({' '.join(str(error).split())[:100]})") from error
         if pixels.shape[0] != self.bins:
-            raise DataError(f"{path}: {pixels.shape[0]} pixels high, but codec.bins={self.bins}; set it to the picture's")
+            raise DataError(
+                f"{path}: {pixels.shape[0]} pixels high, but codec.bins={self.bins}; set it to the picture's"
+            )
         stereo = bool(exif.get(TAGS["stereo"], False))
         planes = pixels[..., 1:].transpose(2, 0, 1) if stereo else pixels.mean(-1)[None]
         level = torch.from_numpy(np.ascontiguousarray(planes)) / 255

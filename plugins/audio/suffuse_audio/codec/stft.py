@@ -1,9 +1,9 @@
 r"""Stft: the short-time Fourier transform with compressed magnitudes, exactly invertible.
 
-X[k, i] = sum_n w_n x[i H + n] exp(-2 pi i k n / N), stored as |X|^p exp(i arg X) divided by its deviation; the root of a
-Hann window at both ends, which overlap to a constant for N / H a multiple of 2. The sound is taken as a loop. The bins
-at 0 and at half the rate are real, so they share one complex place: N / 2 bins. The state is (B, 2 C, N / 2, frames):
-real and imaginary parts as the channels of a picture.
+X[k, i] = sum_n w_n x[i H + n] exp(-2 pi i k n / N), stored as |X|^p exp(i arg X) divided by its deviation; the root of
+a Hann window at both ends, which overlap to a constant for N / H a multiple of 2. The sound is taken as a loop. The
+bins at 0 and at half the rate are real, so they share one complex place: N / 2 bins. The state is (B, 2 C, N / 2,
+frames): real and imaginary parts as the channels of a picture.
 """
 
 from __future__ import annotations

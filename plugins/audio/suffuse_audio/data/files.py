@@ -1,9 +1,9 @@
 """Files: a data set of sound files, kept in memory when they are short and few, else read by stretches.
 
-With `cache` every file is decoded once, in threads, and kept as 16-bit numbers; a clip is then a stretch of it. Without,
-or above 2 GiB, the stretch is read by seeking whenever it is asked for. Which stretch of a long file an epoch takes is a
-function of (seed, epoch, index). A file that cannot be used is named in the log and left out, or, once training runs,
-stands aside for the next; more than the fraction `max_bad` of them is an error.
+With `cache` every file is decoded once, in threads, and kept as 16-bit numbers; a clip is then a stretch of it.
+Without, or above 2 GiB, the stretch is read by seeking whenever it is asked for. Which stretch of a long file an epoch
+takes is a function of (seed, epoch, index). A file that cannot be used is named in the log and left out, or, once
+training runs, stands aside for the next; more than the fraction `max_bad` of them is an error.
 """
 
 from __future__ import annotations

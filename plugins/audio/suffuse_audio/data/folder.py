@@ -1,8 +1,8 @@
 """Folder: sound files of any rate and length in a folder, with classes or captions where there are some.
 
 The layouts are those of `suffuse.listing`: one subfolder per class, or ``metadata.csv`` / ``metadata.jsonl`` with
-``file_name`` and ``label`` or ``text``. The class, and which files are held out, may also be in the files' names. A text
-file of the same name beside a sound is its caption.
+``file_name`` and ``label`` or ``text``. The class, and which files are held out, may also be in the files' names. A
+text file of the same name beside a sound is its caption.
 """
 
 from __future__ import annotations
@@ -110,9 +110,7 @@ class Folder(Data):
 
     def _read(self, records: list[Record], labels: tuple[str, ...], crop: bool) -> FileSet:
         number = {name: i for i, name in enumerate(labels)}
-        sounds = [
-            Sound(r.path, r.key, number.get(r.label, -1) if r.label is not None else -1, r.text) for r in records
-        ]
+        sounds = [Sound(r.path, r.key, number.get(r.label, -1) if r.label is not None else -1, r.text) for r in records]
         return self.reader.read(sounds, self.seed, bool(labels), any(r.text for r in records), crop)
 
 

@@ -14,7 +14,8 @@ class Pattern:
     """A pattern of names, matched against a file's name without its ending.
 
     Arguments:
-        text: Literal text and ``{field}``, each field standing for anything that is not empty.
+        text: Literal text and ``{field}``, each field standing for anything that is not empty. Where that leaves a
+            choice, the last field is as short as can be, then the first: what is between may hold separators.
 
     Raises:
         ConfigError: When it has no field, or one twice, or two with nothing between.
@@ -22,8 +23,11 @@ class Pattern:
 
     def __init__(self, text: str) -> None:
         fields = re.findall(r"\{(\w+)\}", text)
-        if not fields or len(set(fields)) != len(fields) or "}{" in text or re.sub(r"\{\w+\}", "", text).strip("{}") != (
-            re.sub(r"\{\w+\}", "", text)
+        if (
+            not fields
+            or len(set(fields)) != len(fields)
+            or "}{" in text
+            or re.sub(r"\{\w+\}", "", text).strip("{}") != (re.sub(r"\{\w+\}", "", text))
         ):
             raise ConfigError(
                 f"data.label={text}: no pattern of a file name; write fields in braces with something between, as "
@@ -31,8 +35,9 @@ class Pattern:
             )
         self.text, self.fields = text, tuple(fields)
         parts = re.split(r"\{\w+\}", text)
-        lazy = ["(.+?)"] * (len(fields) - 1) + ["(.+)"]
-        self._match = re.compile("".join(re.escape(p) + f for p, f in zip(parts, [*lazy, ""], strict=True)))
+        groups = (["(.+?)"] if len(fields) > 2 else []) + ["(.+)"] * len(fields)
+        groups = [*groups[: len(fields)], ""]
+        self._match = re.compile("".join(re.escape(p) + f for p, f in zip(parts, groups, strict=True)))
 
     def __call__(self, name: str) -> dict[str, str] | None:
         """Return the fields of a name without its ending, or None when it does not match."""

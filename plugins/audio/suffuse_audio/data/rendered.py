@@ -35,8 +35,11 @@ class Rendered(Data):
         ConfigError: When `count` is below 1 or a kind is unknown.
     """
 
-    def __init__(self, count: int = 12_000, kinds: list[str] | None = None, **options: Any) -> None:
+    def __init__(
+        self, count: int = 12_000, kinds: list[str] | None = None, samples: int = SAMPLES, **options: Any
+    ) -> None:
         super().__init__(**options)
+        self.samples = samples
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ConfigError(f"data.count={count} must be a whole number of at least 1")
         self.count, self.kinds = count, tuple(kinds or KINDS)
@@ -54,7 +57,7 @@ class Rendered(Data):
         half = max(len(unseen), min(500, self.count // 8))
         self.val = _joined(self._rendered(seen, half, 10**9), self._rendered(unseen, half, 2 * 10**9))
         about = {
-            "rate": RATE, "channels": 1, "samples": SAMPLES, "text": True, "prompts": _prompts(seen, unseen),
+            "rate": RATE, "channels": 1, "samples": self.samples, "text": True, "prompts": _prompts(seen, unseen),
         }  # fmt: skip
         self.spec = Spec(about=about)
 
@@ -66,10 +69,12 @@ class Rendered(Data):
 
     def _rendered(self, found: list[Sound], count: int, first: int) -> Clips:
         chosen = [_drawn(found, first + i) for i in range(count)]
-        samples = torch.empty(count, 1, SAMPLES, dtype=torch.int16)
+        samples = torch.empty(count, 1, self.samples, dtype=torch.int16)
 
         def fill(i: int) -> None:
-            samples[i, 0] = torch.from_numpy(np.round(render(chosen[i], first + i) * 32767).astype(np.int16))
+            samples[i, 0] = torch.from_numpy(
+                np.round(render(chosen[i], first + i, RATE, self.samples) * 32767).astype(np.int16)
+            )
 
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(fill, range(count)))
