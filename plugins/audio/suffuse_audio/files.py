@@ -154,7 +154,8 @@ def write(path: Path, x: Tensor, rate: int, **tags: str) -> Path:
         temporary, "w", samplerate=rate, channels=samples.shape[1], subtype="PCM_16", format=path.suffix[1:].upper()
     ) as file:
         for name, value in tags.items():
-            setattr(file, name, value)
+            if value:  # FLAC refuses empty ones
+                setattr(file, name, value)
         file.write(samples)
     temporary.replace(path)
     return path

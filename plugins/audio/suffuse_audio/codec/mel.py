@@ -17,8 +17,9 @@ from torch import Tensor
 
 from suffuse_audio import dsp
 from suffuse_audio.codec.base import AudioCodec
+from suffuse_audio.codec.griffin_lim import griffin_lim
 
-__all__ = ["Mel", "griffin_lim", "inverse_mel"]
+__all__ = ["Mel", "inverse_mel"]
 
 
 class Mel(AudioCodec):
@@ -101,30 +102,3 @@ def inverse_mel(amplitudes: Tensor, rate: int, size: int) -> Tensor:
     for _ in range(20):
         s = s * wanted / (bank @ (bank.T @ s)).clamp(min=1e-12)
     return s
-
-
-def griffin_lim(spectrum: Tensor, size: int, hop: int, iterations: int, samples: int) -> Tensor:
-    """Return samples (..., n) whose short-time Fourier transform has about these magnitudes, phases from zero noise.
-
-    Arguments:
-        spectrum: Magnitudes (..., size / 2 + 1, frames), centred frames.
-        size: Samples of the Hann window.
-        hop: Samples between windows.
-        iterations: How often phases are made consistent.
-        samples: Length n.
-    """
-    window = torch.hann_window(size, device=spectrum.device)
-    shape, flat = spectrum.shape, spectrum.flatten(0, -3)
-    flat = torch.cat([flat, flat[..., -1:]], -1)  # the frame centred on the end
-    # Phases that advance as each bin's own tone would: a start that depends on no random numbers.
-    k = torch.arange(flat.shape[-2], device=flat.device, dtype=torch.float32)[:, None]
-    i = torch.arange(flat.shape[-1], device=flat.device, dtype=torch.float32)
-    phase = torch.polar(torch.ones_like(flat), (2 * torch.pi * hop / size * k * i).remainder(2 * torch.pi) + k * k)
-    before = torch.zeros_like(phase)
-    for _ in range(iterations):
-        y = torch.istft(flat * phase, size, hop, window=window, length=samples)
-        again = torch.stft(y, size, hop, window=window, return_complex=True)[..., : flat.shape[-1]]
-        moved = again - 0.99 / 1.99 * before
-        phase, before = moved / moved.abs().clamp(min=1e-16), again
-    y = torch.istft(flat * phase, size, hop, window=window, length=samples)
-    return y.reshape(*shape[:-2], samples)

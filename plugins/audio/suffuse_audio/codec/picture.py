@@ -19,7 +19,8 @@ from torch import Tensor
 
 from suffuse_audio import dsp
 from suffuse_audio.codec.base import AudioCodec
-from suffuse_audio.codec.mel import griffin_lim, inverse_mel
+from suffuse_audio.codec.griffin_lim import griffin_lim
+from suffuse_audio.codec.mel import inverse_mel
 
 __all__ = ["Picture"]
 

@@ -1,6 +1,7 @@
 """Metrics of sounds."""
 
 from suffuse_audio.metrics.attributes import Attributes
+from suffuse_audio.metrics.auto import Auto
 from suffuse_audio.metrics.features import Features
 
-__all__ = ["Attributes", "Features"]
+__all__ = ["Attributes", "Auto", "Features"]
