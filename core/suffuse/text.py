@@ -68,7 +68,6 @@ class Text(Conditioner):
         if self.text:
             self.width = width
             self.first = nn.Parameter(torch.randn(width) / width**0.5)
-            self.pool = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
         self.context = width if self.text else 0
 
     def read(self, captions: Sequence[str]) -> Tensor:
@@ -95,8 +94,7 @@ class Text(Conditioner):
         first = self.first.expand(len(tokens), 1, -1).to(tokens)
         tokens, mask = torch.cat([first, tokens], 1), torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
         weight = mask.to(tokens)[..., None]
-        # A mean would make a word of a long caption faint: the sum keeps its size, the root that of the whole.
-        pooled = self.pool((tokens * weight).sum(1) / weight.sum(1).sqrt())
+        pooled = (tokens * weight).sum(1) / weight.sum(1)
         vector = found["vector"] + pooled if found else pooled
         return {"vector": vector, "tokens": tokens, "mask": mask}
 

@@ -36,7 +36,7 @@ SPANS = {"one octave": 1, "two octaves": 2}
 DRUMS = ("kick drum", "snare drum", "hi-hat")
 BPM = (120, 180, 240, 360)
 DYNAMICS = ("at an even level", "getting louder", "getting softer")
-KINDS = {"note": 0.45, "chord": 0.2, "slide": 0.2, "drum": 0.15}
+KINDS = {"note": 0.35, "chord": 0.2, "slide": 0.25, "drum": 0.2}
 """Kinds of sounds and the share of items of each."""
 
 _SEMITONES = {"C": -9, "D": -7, "E": -5, "F": -4, "G": -2, "A": 0, "B": 2}

@@ -115,10 +115,12 @@ class Sounds:
     def _finished(self, x: Tensor) -> Tensor:
         if x.ndim != 2:
             raise ConfigError(f"preview: a sample of shape {tuple(x.shape)} is no sound; it needs (channels, samples)")
+        # Softer rather than clipped: guidance makes some samples louder than a file can be.
+        x = x / x.abs().max().nan_to_num().clamp(min=1.0)
         return loop(x, round(self.loop * self.rate)) if self.loop else x
 
     def _drawn(self, x: Tensor, caption: str, top: Any, low: Any) -> None:
-        mono = x.mean(0)
+        mono = x.mean(0) / x.abs().max().clamp(min=1.0)
         # Least and greatest value of each pixel column: what a player shows.
         parts = np.array_split(mono.numpy(), min(160, len(mono)))
         at = np.arange(len(parts))

@@ -73,11 +73,6 @@ class TestMel(Quiet):
     overrides = (*TINY, "codec=audio/mel", "codec.iterations=2", "model=dit", "model.width=32", "model.patch=16")
 
 
-class TestPicture(Quiet):
-    overrides = (*TINY, "codec=audio/picture", "codec.bins=32", "codec.iterations=2", "model=dit", "model.width=32",
-                 "model.patch=16")  # fmt: skip
-
-
 # The commands.
 
 
@@ -241,7 +236,7 @@ def test_stereo_flac(tmp_path: Path):
 
 def test_spoken_digits_train(real: Path, tmp_path: Path):
     words = ["experiment=audio/fsdd", f"data.path={real / 'fsdd' / 'recordings'}", "model.width=8", "steps=2", "num=2",
-             "metrics_num=20", "metrics.train_steps=5", "sampler.steps=2", "trainer=cpu", "name=f"]  # fmt: skip
+             "metrics=none", "sampler.steps=2", "trainer=cpu", "name=f"]  # fmt: skip
     done = command(tmp_path, "train", "modality=audio", *words)
     assert done.returncode == 0, done.stderr
     assert "2,700 items, 300 held out" in done.stdout + done.stderr
