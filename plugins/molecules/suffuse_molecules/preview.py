@@ -182,7 +182,8 @@ class Drawings:
         found, report = self.judged(xs)
         picture = sheet(report.mols, found, self.valid(report), self._lines(report, captions), None)
         molecules = [
-            wandb.Molecule.from_rdkit(mol, caption=row.smiles)
+            # The model's own coordinates are what is shown, not new ones of a force field.
+            wandb.Molecule.from_rdkit(mol, caption=row.smiles, convert_to_3d_and_optimize=False)
             for mol, row in zip(report.mols, report.rows, strict=True)
             if mol is not None and row.valid
         ]

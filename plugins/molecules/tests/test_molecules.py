@@ -341,6 +341,11 @@ def test_wandb_gets_drawings_and_molecules(data):
     media = Drawings(about=data.spec.about).media(xs, [""] * 3)
     assert [type(item).__name__ for item in media["drawings"]] == ["Image"]
     assert [type(item).__name__ for item in media["molecules"]] == ["Molecule"] * 3
+    # The coordinates are the sample's own: distances of heavy atoms in the file, which is rounded to 0.001 Angstrom.
+    for item, record in zip(media["molecules"], records(xs), strict=True):
+        shown = Chem.MolFromPDBFile(item._path, removeHs=False, sanitize=False).GetConformer().GetPositions()
+        apart, wanted = ([np.linalg.norm(p[0] - p[i]) for i in range(1, len(record.z))] for p in (shown, record.pos))
+        assert np.allclose(apart, wanted, atol=0.005)
 
 
 def test_records_of_a_batch(data):
