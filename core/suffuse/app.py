@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from suffuse.cli import fail
 from suffuse.errors import ConfigError, SuffuseError, suggest
-from suffuse.overrides import SAMPLE_GROUPS, check_limits, split
+from suffuse.overrides import SAMPLE_GROUPS, asks, check_limits, split
 from suffuse.plugins import CONF, registry
 
 __all__ = ["compose_sample", "compose_train", "run_sample", "run_train"]
@@ -86,9 +86,12 @@ def compose_sample(
     chosen = [word for word in words if split(word)[1] in SAMPLE_GROUPS]
     dotted = [word for word in words if "." in split(word)[1] and split(word)[1].split(".")[0] in SAMPLE_GROUPS]
     plain = [word for word in words if word not in chosen and word not in dotted and not word.startswith("-")]
-    asks = (saved.get("modality") or {}).get("asks") or {}
-    asked = [word for word in plain if split(word)[1] in asks]
+    modality = saved.get("modality") or {}
+    asked = [word for word in plain if split(word)[1] in asks()]
     plain = [word for word in plain if word not in asked]
+    for word in asked:
+        if split(word)[1] not in (modality.get("asks") or {}):
+            raise ConfigError(f"{word}: a model of modality={modality.get('name')} takes no {split(word)[1]}")
     # Which conditions exist is the model's to say, so any key is let through to it.
     plain = [f"++{_literal(word)}" if word.startswith("condition.") else word for word in plain]
     selected = [word if split(word)[1] == "trainer" else f"+{word}" for word in chosen]

@@ -46,13 +46,18 @@ examples
 SAMPLE_HELP = """\
 usage: sample ckpt=RUN_DIR_OR_FILE [num=64] [seed=0] [out=DIR] [sampler=NAME] [sampler.steps=N]
               [grid=NAME] [guidance=SCALE] [condition.label=7] [trainer=NAME] [batch_size=64] [weights=raw]
-              [preview.KEY=VALUE]
+              [init=FILE mask=PART|strength=SHARE] [interpolate=true [seed_to=N]] [preview.KEY=VALUE]
 
 Draws samples from a checkpoint: one file each, overview.png and manifest.jsonl.
 What is not said is taken from the checkpoint. Sample i has the seed `seed + i`.
 
 groups
 {groups}
+
+editing, where the modality reads files
+  init=FILE mask=PART        make a part of a file anew and keep the rest, as mask=2.0-3.5 in seconds
+  init=FILE strength=0.5     vary a file: the share of the steps that are taken from it on
+  interpolate=true           from the first condition (and seed) to the last, in num samples
 
 examples
   sample ckpt=outputs/image/x num=16 condition.label=[0,1,2]

@@ -16,7 +16,7 @@ from typing import Any
 from suffuse.errors import ConfigError, suggest
 from suffuse.plugins import CONF, registry
 
-__all__ = ["LIMITS", "SAMPLE_GROUPS", "check", "check_limits", "groups", "split", "translate"]
+__all__ = ["LIMITS", "SAMPLE_GROUPS", "asks", "check", "check_limits", "groups", "split", "translate"]
 
 SAMPLE_GROUPS = ("sampler", "grid", "guidance", "preview", "trainer")
 """Groups that `sample` takes; everything else of a model is settled when it is trained."""
@@ -85,6 +85,14 @@ def check_limits(values: Mapping[str, Any]) -> None:
             _check_limit(key, str(value))
 
 
+def asks(roots: Sequence[Path] | None = None) -> set[str]:
+    """Return what some modality lets be asked of a sample; by default of those installed."""
+    if roots is None:
+        roots = [p.modality.conf for p in registry().providers.values()]
+    found = _keys(roots, "modality/*.yaml").get("modality") or {}
+    return set(found.get("asks") or {})
+
+
 def groups(roots: Sequence[Path]) -> dict[str, set[str]]:
     """Return every config group of `roots` with the names of its options."""
     found: dict[str, set[str]] = {}
@@ -125,7 +133,7 @@ def _check_key(key: str, job: str, roots: Sequence[Path], found: Mapping[str, se
         _merge(tree, _keys(roots, pattern))
     if job == "sample":
         # What a modality lets be asked of a sample, as seconds of a sound.
-        tree |= dict.fromkeys((tree.get("modality") or {}).get("asks") or {})
+        tree |= dict.fromkeys(asks(roots))
     first, *rest = key.split(".")
     if first not in tree:
         raise ConfigError(f"unknown key {key!r}{suggest(first, set(tree), listing='keys')}")
