@@ -81,12 +81,14 @@ def test_the_blocks_of_the_mathematics_run() -> None:
     exec(compile(blocks(DOCS / "README.md", "python")[0], "docs/README.md", "exec"), space)
     rows = torch.full((4, 1), 1.5)
     space |= {"picture": rows, "keep": torch.ones(4, 1), "x0": rows, "cond": None}
-    for page in ("observation", "likelihood"):
+    for page in ("observation", "likelihood", "conditioner"):
         exec(compile(blocks(DOCS / f"{page}.md", "python")[0], page, "exec"), space)
     assert torch.isfinite(space["found"].nats).all()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("group", ["schedule", "grid", "sampler", "guidance", "objective", "ema", "parameterization"])
+@pytest.mark.parametrize(
+    "group", ["schedule", "grid", "sampler", "guidance", "objective", "ema", "conditioner", "parameterization"]
+)
 def test_every_option_has_its_row(group: str) -> None:
     page = {"parameterization": "denoiser"}.get(group, group)
     text = (DOCS / f"{page}.md").read_text()

@@ -226,11 +226,17 @@ def test_stereo_flac(tmp_path: Path):
         left, right = (0.4 * np.sin(2 * np.pi * f * np.arange(4000) / 8000) for f in (300, 600))
         soundfile.write(tmp_path / f"{i}.flac", np.stack([left, right], 1), 8000)
     words = ["data=audio/folder", f"data.path={tmp_path}", "data.rate=8000", "data.seconds=0.5", "data.channels=2",
-             "data.batch_size=4", "metrics=none", "model.width=16", "name=s", "steps=2", "num=2", "preview.format=flac",
+             "data.batch_size=4", "data.timing=true",
+             "metrics=none", "model.width=16", "name=s", "steps=2", "num=2", "preview.format=flac",
              "sampler.steps=2", "trainer=cpu"]  # fmt: skip
     done = command(tmp_path, "train", "modality=audio", *words)
     assert done.returncode == 0, done.stderr
     y, _ = soundfile.read(tmp_path / "outputs" / "audio" / "s" / "samples" / "final" / "00001.flac")
+    # A length that is asked for is a condition too.
+    done = command(tmp_path, "sample", "ckpt=outputs/audio/s", "num=1", "seconds=0.3", "trainer=cpu", "out=short")
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "short" / "manifest.jsonl").read_text())
+    assert row["condition"]["seconds_total"] == pytest.approx(0.3) and row["seconds"] == 0.3
     assert y.shape == (4096, 2) and not torch.equal(torch.from_numpy(y[:, 0]), torch.from_numpy(y[:, 1]))
 
 

@@ -183,6 +183,9 @@ def test_riffusion_pictures(tmp_path: Path, x):
     read = made(Picture, {"bins": 64}, x[:, :1], channels=1).read(half.write(quiet, tmp_path / "half.png"))
     wanted = made(Picture, {"bins": 64}, x[:, :1], channels=1).encode(x[:1, :1] / 2)[0]
     assert (read - wanted).abs().max() < 0.02
+    state, mask = codec.open(str(path), "0.2-0.3")
+    assert state.shape == (1, 2, 64, 32) and (state[0] - codec.read(path)).abs().max() == 0 and mask is not None
+    assert mask[..., :8].all() and not mask[..., 13:18].any()
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="no spectrogram image"):
         codec.read(tmp_path / "bad.png")

@@ -86,9 +86,16 @@ class AudioCodec:
         x = read(init, self.rate, self.channels, key="init")[:, : self.whole(length)]
         x = torch.nn.functional.pad(x, (0, self.whole(length) - x.shape[1]))
         state = self.encode(x[None])
-        if mask is None:
-            return state, None
+        return state, None if mask is None else self.kept(mask, state)
+
+    def kept(self, mask: str, state: Tensor) -> Tensor:
+        """Return which entries of a state reach into no stretch of a mask, boolean of its shape.
+
+        Raises:
+            ConfigError: When the mask is none, or makes everything or nothing anew.
+        """
+        length = self.samples if self.seconds is None else round(self.seconds * self.rate)
         columns = kept(spans(mask, length / self.rate), state.shape[-1], self.frame, self.overlap, self.rate)
         if not columns.any() or columns.all():
             raise ConfigError(f"mask={mask}: {'nothing' if columns.all() else 'everything'} would be made anew")
-        return state, columns.expand(state.shape)
+        return columns.expand(state.shape)

@@ -87,6 +87,17 @@ class Picture(AudioCodec):
         spectrum = inverse_mel(amplitudes, self.rate, self.size)
         return self.cut(griffin_lim(spectrum, self.size, self.hop, self.iterations, state.shape[-1] * self.hop))
 
+    def open(self, init: str, mask: str | None) -> tuple[Tensor, Tensor | None]:
+        """Return the state of a sound file, or of a spectrogram image, and where it is kept; see `AudioCodec.open`."""
+        path = Path(init).expanduser()
+        if path.suffix.lower() != ".png" or not path.is_file():
+            return super().open(init, mask)
+        length = self.samples if self.seconds is None else round(self.seconds * self.rate)
+        columns = self.whole(length) // self.hop
+        state = self.read(path)[None, : self.channels, :, :columns].expand(1, self.channels, -1, -1)
+        state = torch.nn.functional.pad(state, (0, columns - state.shape[-1]), value=1.0)  # white is silence
+        return state, None if mask is None else self.kept(mask, state)
+
     def write(self, state: Tensor, path: Path) -> Path:
         """Write the picture of one sound (C, bins, frames) with its EXIF; return the path."""
         from PIL import Image
