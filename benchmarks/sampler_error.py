@@ -9,7 +9,8 @@ With --ckpt the denoiser is a trained network, guided as its run says, and the e
 third-order method.
 
     uv run --group bench python benchmarks/sampler_error.py [--json] [--plot FILE.png] [--schedule ve|vp|flow]
-        [--evaluations 5 8 10 16 20 32 50] [--rows 96] [--tries 600] [--ckpt RUN]
+        [--evaluations 5 8 10 16 20 32 50] [--rows 96] [--tries 600] [--tuned NAME ...]
+        [--ckpt RUN]
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ SAMPLERS: dict[str, Callable[[int], Sampler]] = {
     "unipc3_eps": lambda n: PredictorCorrector(n, order=3, basis="eps"),
 }
 """One evaluation per step."""
+
+TUNED = ["dpmpp_2m", "dpmpp_3m", "unipc2_eps", "unipc3_eps"]
+"""Those whose grids are tuned."""
 
 STAGED: dict[str, tuple[int, Callable[[int], Sampler]]] = {
     "heun": (2, lambda n: SingleStep(n, order=2, basis="sigma", share=1.0)),
@@ -129,7 +133,7 @@ def median(found: Tensor, wanted: Tensor) -> float:
 
 
 def ours(
-    target: Any, schedule: Schedule, unit: Tensor, wanted: Tensor, counts: list[int], tries: int
+    target: Any, schedule: Schedule, unit: Tensor, wanted: Tensor, counts: list[int], tries: int, tuned: list[str]
 ) -> dict[str, dict[int, float]]:
     """Return errors per method, grid and number of evaluations."""
     process = Process(schedule)
@@ -150,11 +154,11 @@ def ours(
             steps = (n - 1) // stages + 1  # the last step is of first order
             if (steps - 1) * stages + 1 == n:
                 rows.setdefault(f"{name}, karras", {})[n] = error(make(steps), karras(schedule, steps))
-        for name in ("dpmpp_2m", "dpmpp_3m", "unipc2_eps", "unipc3_eps"):
+        for name in tuned:
             sampler = SAMPLERS[name](n)
             seeds = torch.arange(10**6, 10**6 + len(unit))  # not the trajectories that are measured
-            tuned = tune(denoiser, process, sampler, exponential, seeds, like, tries=tries)
-            rows.setdefault(f"{name}, tuned", {})[n] = error(sampler, tuned.grid)
+            found = tune(denoiser, process, sampler, exponential, seeds, like, tries=tries)
+            rows.setdefault(f"{name}, tuned", {})[n] = error(sampler, found.grid)
             print(f"tuned {name} to {n} steps: {rows[f'{name}, tuned'][n]:.1e}", file=sys.stderr)
     return rows
 
@@ -276,6 +280,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, nargs="+", default=[5, 8, 10, 16, 20, 32, 50])
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--tries", type=int, default=600)
+    parser.add_argument("--tuned", nargs="+", choices=list(SAMPLERS), default=TUNED)
     parser.add_argument("--ckpt")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -291,7 +296,7 @@ def main() -> None:
         target, unit = mixture(), starts(0, args.rows)
         wanted = exact(target, unit)
     schedule = {"ve": EDM(), "vp": VPLinear(), "flow": RectifiedFlow()}[args.schedule]
-    table = ours(target, schedule, unit, wanted, counts, args.tries)
+    table = ours(target, schedule, unit, wanted, counts, args.tries, args.tuned)
     table |= diffusers(target, unit, wanted, counts) | azula(target, unit, wanted, counts)
     best = {kind: _best(table, kind) for kind in ("peers", "ours", "tuned")}
     if args.plot:

@@ -243,18 +243,3 @@ def test_errors_name_what_does_not_fit(make: Callable[[], object], text: str) ->
     with pytest.raises(ConfigError, match=text) as caught:
         make()
     assert "\n" not in str(caught.value)
-
-
-def test_periods_are_fed_in() -> None:
-    from suffuse.nn.unet import _coordinates
-
-    h = torch.zeros(2, 3, 9, 5, dtype=torch.float64)
-    plain, periods = _coordinates(h, 1), _coordinates(h, 3)
-    assert plain.shape == (2, 2, 9, 5) and periods.shape == (2, 14, 9, 5) and torch.equal(periods[:, :2], plain)
-    x = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None].expand(9, 5)
-    torch.testing.assert_close(periods[0, 2 + 2 * 1], torch.cos(2 * torch.pi * x))  # m = 2 along the first axis
-    torch.testing.assert_close(periods[0, 2 + 6 + 2 * 2], torch.sin(3 * torch.pi * x))
-    net = UNet((3, 16), width=8, attention=[], coordinates=4)
-    assert net(torch.randn(2, 3, 16), torch.rand(2)).shape == (2, 3, 16)
-    with pytest.raises(ConfigError, match="coordinates=-1"):
-        UNet((3, 16), width=8, coordinates=-1)

@@ -103,8 +103,7 @@ class UNet(nn.Module):
         head_dim: Channels of an attention head.
         factors: Down-sampling between levels: a number, or a sequence with a number per axis, each for one step down.
         patch: Space-to-depth factor before the first convolution.
-        coordinates: Feed each position's coordinates in, so that convolutions know where they are. A number above 1
-            feeds in sines and cosines of up to so many periods along each axis too, of which rhythms are easily made.
+        coordinates: Feed each position's coordinates in, so that convolutions know where they are.
         dropout: Share of dropped activations in the residual blocks.
         checkpointing: Recompute blocks in the backward pass instead of storing them.
         self_condition: Take the previous estimate of x0 as further channels, see `suffuse.self_condition`.
@@ -118,17 +117,15 @@ class UNet(nn.Module):
     def __init__(
         self, shape: Sequence[int], cond_dim: int = 0, width: int = 64, multipliers: Sequence[float] = (1, 2),
         blocks: int = 1, attention: Sequence[int] = (1,), head_dim: int = 32, factors: Factor | Sequence[Factor] = 2,
-        patch: Factor = 1, coordinates: bool | int = False, dropout: float = 0.0, checkpointing: bool = False,
+        patch: Factor = 1, coordinates: bool = False, dropout: float = 0.0, checkpointing: bool = False,
         self_condition: bool = False, context_dim: int = 0, kernel: int = 3,
     ) -> None:  # fmt: skip
         super().__init__()
-        if coordinates < 0:
-            raise ConfigError(f"model.coordinates={coordinates} must be true, false, or a number of periods")
         if kernel < 1 or kernel % 2 == 0:
             raise ConfigError(f"model.kernel={kernel} must be an odd number of at least 1")
         self.context = context_dim if attention else 0
         self.axes = spatial(tuple(shape))
-        self.channels, self.checkpointing, self.coordinates = shape[0], checkpointing, int(coordinates)
+        self.channels, self.checkpointing, self.coordinates = shape[0], checkpointing, coordinates
         self.self_condition = self_condition
         levels = len(multipliers)
         if levels < 1 or blocks < 1 or width < 8:
@@ -144,10 +141,9 @@ class UNet(nn.Module):
 
         embed = 4 * width
         self.embed = Embedding(embed, cond_dim)
-        widths = [8 * round(width * m / 8) for m in multipliers]  # whole numbers of groups
+        widths = [round(width * m) for m in multipliers]
         inside = self.channels * math.prod(self.patch)
-        places = self.axes * (1 + 2 * self.coordinates * (self.coordinates > 1)) * (self.coordinates > 0)
-        self.enter = _conv(self.axes, inside * (1 + self_condition) + places, width)
+        self.enter = _conv(self.axes, inside * (1 + self_condition) + self.axes * coordinates, width)
 
         def block(inputs: int, outputs: int, level: int) -> _Block:
             head = head_dim if level in attention else None
@@ -197,7 +193,7 @@ class UNet(nn.Module):
             x = torch.cat([x, torch.zeros_like(x) if previous is None else previous], 1)
         h = _unshuffle(x, self.patch)
         if self.coordinates:
-            h = torch.cat([h, _coordinates(h, self.coordinates)], 1)
+            h = torch.cat([h, _coordinates(h)], 1)
         h = self.enter(h)
         skips = [h]
         for level, stage in enumerate(self.down):
@@ -262,15 +258,7 @@ def _shuffle(x: Tensor, patch: tuple[int, ...]) -> Tensor:
     return x.reshape(rows, -1, *patch, *sizes).permute(order).reshape(rows, channels // math.prod(patch), *out)
 
 
-def _coordinates(h: Tensor, periods: int) -> Tensor:
-    """Return each position's coordinates u in [-1, 1], and cos(pi m u), sin(pi m u) for m = 1 … `periods` above 1.
-
-    The shape is (B, axes, *spatial), or (B, axes (1 + 2 periods), *spatial).
-    """
+def _coordinates(h: Tensor) -> Tensor:
+    """Return each position's coordinates in [-1, 1], shape (B, axes, *spatial)."""
     lines = [torch.linspace(-1, 1, size, device=h.device, dtype=h.dtype) for size in h.shape[2:]]
-    places = torch.stack(torch.meshgrid(*lines, indexing="ij"))
-    if periods > 1:
-        m = torch.arange(1, periods + 1, device=h.device, dtype=h.dtype).reshape(-1, *[1] * places.ndim)
-        angle = (torch.pi * m * places).flatten(0, 1)
-        places = torch.cat([places, angle.cos(), angle.sin()])
-    return places[None].expand(h.shape[0], *[-1] * (h.ndim - 1))
+    return torch.stack(torch.meshgrid(*lines, indexing="ij"))[None].expand(h.shape[0], *[-1] * (h.ndim - 1))

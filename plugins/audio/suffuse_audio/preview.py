@@ -59,7 +59,7 @@ class Sounds:
         """Write one file per sound, with its caption, seed and checkpoint as tags; add length and peak to the rows."""
         for x, row in zip(xs, rows, strict=True):
             path = out / f"{row['index']:05d}.{self.format}"
-            y = self._finished(x)
+            y = self._finished(x, kept="mask" in row)
             note = f"seed {row['seed']}, {row.get('sampler')}, {row.get('checkpoint')}"
             row["file"] = write(path, y, self.rate, title=row["caption"], comment=note, software="suffuse").name
             row |= {"seconds": round(y.shape[-1] / self.rate, 4), "peak": round(float(x.abs().max()), 4)}
@@ -112,11 +112,13 @@ class Sounds:
             for x, caption in zip(shown, captions, strict=True)
         ]
 
-    def _finished(self, x: Tensor) -> Tensor:
+    def _finished(self, x: Tensor, kept: bool = False) -> Tensor:
+        """Return what goes into a file; where a part of the sound was `kept`, its level is too."""
         if x.ndim != 2:
             raise ConfigError(f"preview: a sample of shape {tuple(x.shape)} is no sound; it needs (channels, samples)")
         # Softer rather than clipped: guidance makes some samples louder than a file can be.
-        x = x / x.abs().max().nan_to_num().clamp(min=1.0)
+        if not kept:
+            x = x / x.abs().max().nan_to_num().clamp(min=1.0)
         return loop(x, round(self.loop * self.rate)) if self.loop else x
 
     def _drawn(self, x: Tensor, caption: str, top: Any, low: Any) -> None:

@@ -57,6 +57,16 @@ def test_silence_and_nan_are_shown(tmp_path: Path):
     assert np.abs(y).max() == 0
 
 
+def test_loud_sounds_are_made_softer(tmp_path: Path):
+    x = wave(300)[0] * 5
+    show, row = Sounds(about=ABOUT), {"index": 0, "seed": 0, "caption": "loud"}
+    show.write(x[None], [row], tmp_path)
+    y, _ = soundfile.read(tmp_path / "00000.wav")
+    assert np.abs(y - x[0].numpy() / 2.5).max() < 1e-3 and row["peak"] == pytest.approx(2.5, abs=1e-3)
+    show.write(x[None], [row | {"mask": "0-1"}], tmp_path)  # what was kept stays as loud as it was
+    assert np.abs(soundfile.read(tmp_path / "00000.wav")[0] - x[0].numpy().clip(-1, 1)).max() < 1e-3
+
+
 def test_media():
     media = Sounds(about=ABOUT).media(wave(300, 400), ["a", "b"])
     assert [type(item).__name__ for item in media] == ["Audio", "Audio"]
