@@ -37,7 +37,7 @@ FLOORS = {
                 "tuning",
                 "verify",
             ],
-            ["data", "listing", "codec", "preview", "metrics", "build", "checkpoint", "posthoc", "model"],
+            ["data", "listing", "tables", "codec", "preview", "metrics", "build", "checkpoint", "posthoc", "model"],
             ["sampling", "training"],
             ["rundir"],
             ["jobs", "app", "info", "testing"],

@@ -368,18 +368,19 @@ def test_hugging_face(tmp_path: Path):
     for i in range(12):
         soundfile.write(tmp_path / f"{i}.wav", tone(300), 8000)
         paths.append(str(tmp_path / f"{i}.wav"))
-    features = datasets.Features(
-        {
-            "audio": datasets.Audio(decode=False),
-            "label": datasets.ClassLabel(names=["a", "b"]),
-            "text": datasets.Value("string"),
-        }
-    )
-    rows = {"audio": [{"path": p, "bytes": None} for p in paths], "label": [0, 1] * 6, "text": ["x"] * 12}
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "set"))
+    rows = {"audio": [{"bytes": None, "path": p} for p in paths], "label": [0, 1] * 6, "text": ["x", "y"] * 6}
+    # Encoding would need torchcodec; the stored form needs nothing.
+    table = datasets.Dataset.from_dict(rows).cast_column("audio", datasets.Audio(decode=False))
+    table.cast_column("label", datasets.ClassLabel(names=["a", "b"])).save_to_disk(str(tmp_path / "set"))
     data = HuggingFace(str(tmp_path / "set"), rate=8000, seconds=0.5)
     data.setup()
     assert data.spec.labels == ("a", "b") and len(data.train) + len(data.val) == 12
+    item = data.train[(0, 0)]
+    assert item["x"].shape == (1, 4096) and captions_of(item["cond"]["text"][None])[0] == "xy"[item["cond"]["label"]]
+    with pytest.raises(DataError, match="did you mean 'label'"):
+        HuggingFace(str(tmp_path / "set"), label="lable").setup()
+    with pytest.raises(DataError, match=r"data\.split=trian.*did you mean 'train'"):
+        HuggingFace(str(tmp_path / "set"), split="trian").setup()
 
 
 def test_hugging_face_is_missing(monkeypatch: pytest.MonkeyPatch):

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from suffuse.data import Data, Spec
-from suffuse.errors import ConfigError, DataError, suggest
-from suffuse.listing import Record, held_out
+from suffuse.errors import ConfigError
+from suffuse.tables import Part, columns, load, parts, stored
 
 from suffuse_image.data.decode import Decoder
 from suffuse_image.data.folder import check_fraction
@@ -63,39 +63,18 @@ class HuggingFace(Data):
         """Load the table and decode what is kept in memory."""
         if hasattr(self, "train"):
             return
-        tables = _load(self.path, self.subset)
-        train = _split(tables, self.split, "data.split", self.path)
-        name = self.val_split or next((n for n in ("validation", "valid", "val", "test") if n in tables), None)
-        if name is not None and name != self.split:
-            val = _split(tables, name, "data.val_split", self.path)
-            rows = [list(range(len(train))), list(range(len(val)))]
-        else:
-            held = held_out([Record(Path(), str(i)) for i in range(len(train))], self.val_fraction)
-            val, rows = train, [_rows(len(train), held, inside) for inside in (False, True)]
-        columns = self._found(train.features)
-        names = getattr(train.features.get(columns["label"]), "names", None) if columns["label"] else None
+        tables = load(self.path, self.subset, "data=image/hf", "suffuse-image[hf]")
+        train, val = parts(tables, self.path, self.split, self.val_split, self.val_fraction)
+        features = train.table.features
+        found = columns(features, self.columns, "image", "Image", TEXTS)
+        names = getattr(features.get(found["label"]), "names", None) if found["label"] else None
         self.spec = Spec(labels=tuple(names or ()))
-        self.train = self._read(train, rows[0], columns, self.flip)
-        self.val = self._read(val, rows[1], columns, False)
+        self.train = self._read(train, found, self.flip)
+        self.val = self._read(val, found, False)
 
-    def _found(self, features: Any) -> dict[str, str | None]:
-        """Return the column of each role; those that were named must exist and be of the right kind."""
-        kind = {name: type(feature).__name__ for name, feature in features.items()}
-        for role, name in self.columns.items():
-            if name is not None and name not in kind:
-                raise DataError(f"data.{role}={name}: no such column{suggest(name, kind, listing='columns')}")
-        chosen = {
-            "image": self.columns["image"] or next((n for n, k in kind.items() if k == "Image"), None),
-            "label": self.columns["label"] or next((n for n, k in kind.items() if k == "ClassLabel"), None),
-            "text": self.columns["text"] or next((n for n in TEXTS if n in kind), None),
-        }
-        if chosen["image"] is None or kind[chosen["image"]] != "Image":
-            raise DataError(f"data.image={chosen['image']}: no column of images; columns: {', '.join(kind)}")
-        if chosen["label"] is not None and kind[chosen["label"]] != "ClassLabel":
-            raise DataError(f"data.label={chosen['label']}: its feature is {kind[chosen['label']]}, not ClassLabel")
-        return chosen
+    def _read(self, part: Part, columns: dict[str, str | None], flip: bool) -> Pictures:
+        table, rows = part.table, part.rows
 
-    def _read(self, table: Any, rows: Sequence[int], columns: dict[str, str | None], flip: bool) -> Pictures:
         def values(role: str) -> list[Any]:
             column = columns[role]
             if column is None:
@@ -123,40 +102,4 @@ class _Rows:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Path | bytes:
-        cell = self.table[self.rows[index]][self.column] or {}
-        stored: bytes | None = cell.get("bytes")
-        return stored if stored is not None else Path(cell.get("path") or "")
-
-
-def _load(path: str, subset: str | None) -> Any:
-    """Return the splits of a data set by name.
-
-    Raises:
-        ConfigError: When the library is not installed.
-        DataError: When it cannot load the data set.
-    """
-    try:
-        import datasets  # type: ignore[import-not-found, import-untyped]
-    except ImportError as error:
-        raise ConfigError("data=image/hf needs the datasets library: pip install 'suffuse-image[hf]'") from error
-    folder = Path(path)
-    try:
-        if (folder / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(path)
-        if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
-            return {"train": datasets.load_from_disk(path)}
-        return datasets.load_dataset(path, subset)
-    # The library and its file systems raise a dozen kinds for what a wrong name or a missing network causes.
-    except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise DataError(f"data.path={path}: the datasets library cannot load it ({text}); check the name") from error
-
-
-def _rows(count: int, held: set[str], inside: bool) -> list[int]:
-    return [i for i in range(count) if (str(i) in held) == inside]
-
-
-def _split(tables: Any, name: str, key: str, path: str) -> Any:
-    if name not in tables:
-        raise DataError(f"{key}={name}: no such split in {path}{suggest(name, tables, listing='splits')}")
-    return tables[name]
+        return stored(self.table[self.rows[index]][self.column])
