@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from suffuse.codec import Identity, opened
+from suffuse.edit import Edit, Path
 from suffuse.errors import ConfigError
-from suffuse.model import Edit, Path
 from suffuse.noise import KeyedNoise
 from suffuse.process import Gaussian
 from suffuse.schedule import EDM

@@ -20,12 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from suffuse import checkpoint as files
 from suffuse.build import build
-from suffuse.codec import empty, opened
+from suffuse.codec import empty
 from suffuse.data import Data
+from suffuse.edit import edit, ends
 from suffuse.ema import PostHoc
 from suffuse.errors import ConfigError, SuffuseError
-from suffuse.model import Edit, Facts, Model, Recipe, fit_codec
-from suffuse.model import Path as Between
+from suffuse.model import Facts, Model, Recipe, fit_codec
 from suffuse.overrides import check_limits
 from suffuse.plugins import registry
 from suffuse.posthoc import FOLDER
@@ -226,8 +226,8 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     codec = build(trained["codec"], "codec", about=model.facts.about, **plain["ask"])
     # A demand on the whole sample may be a condition of the network too.
     implied = {k: v for k, v in getattr(codec, "implied", {}).items() if k in model.conditioner.known()}
-    raw, path_between = _ends(model, implied | plain["condition"], plain)
-    sampling = Sampling(model, codec, Recipe.build(plain), plain["seed"], _edit(codec, plain), path_between)
+    raw, path_between = ends(model.conditioner, implied | plain["condition"], plain)
+    sampling = Sampling(model, codec, Recipe.build(plain), plain["seed"], edit(codec, plain), path_between)
     preview = build(plain["preview"], "preview", about=model.facts.about)
     out = next_samples(plain["out"], path)
     how = {**_names(plain, plain["choices"]), "checkpoint": str(path), "weights": plain["weights"], **plain["ask"]}
@@ -240,36 +240,6 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
         if trainer.is_global_zero:
             write_samples(out, xs, rows, preview)
             say(f"wrote {len(rows)} samples to {out}: overview.png, manifest.jsonl")
-
-
-def _ends(model: Model, given: Mapping[str, Any], cfg: Mapping[str, Any]) -> tuple[dict[str, Any], Between | None]:
-    """Return the conditions of all samples, and where they stand between two ends when they are interpolated."""
-    num = cfg["num"]
-    if not cfg["interpolate"]:
-        if cfg["seed_to"] is not None:
-            raise ConfigError("seed_to= belongs to interpolate=true")
-        return model.conditioner.parse(given, num), None
-    both = model.conditioner.parse(given, 2)
-    near, far = ({name: value[[row] * num] for name, value in both.items()} for row in (0, 1))
-    seed = cfg["seed"] if cfg["seed_to"] is None else cfg["seed_to"]
-    weight = torch.linspace(0, 1, num) if num > 1 else torch.zeros(1)
-    return near, Between(far, torch.full((num,), int(seed)), weight)
-
-
-def _edit(codec: Any, cfg: Mapping[str, Any]) -> Edit | None:
-    """Return what is known of the samples from ``init``, ``mask`` and ``strength``."""
-    if cfg["init"] is None:
-        for key in ("mask", "strength"):
-            if cfg[key] is not None:
-                raise ConfigError(f"{key}={cfg[key]} needs init=, the file it speaks of")
-        return None
-    if cfg["mask"] is None and cfg["strength"] is None:
-        raise ConfigError("init= needs mask=, for what is made anew, or strength=, for how much is changed")
-    known, mask = opened(codec, str(cfg["init"]), None if cfg["mask"] is None else str(cfg["mask"]))
-    strength = cfg["strength"]
-    if strength is not None and (isinstance(strength, bool) or not isinstance(strength, int | float)):
-        raise ConfigError(f"strength={strength} is not a number")
-    return Edit(known, mask, strength)
 
 
 def tune(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:

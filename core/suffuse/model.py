@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -16,17 +15,18 @@ from suffuse.checkpoint import read
 from suffuse.conditioner import Conditioner
 from suffuse.data import Data, spaced
 from suffuse.denoiser import Denoiser, Preconditioned
+from suffuse.edit import Edit, Path
 from suffuse.errors import CheckpointError, ConfigError
 from suffuse.guidance import CFG, Guidance, Setting, Weaker
 from suffuse.noise import KeyedNoise
 from suffuse.objective import Objective
 from suffuse.observation import Inpaint, sdedit
-from suffuse.process import Gaussian, Process, bound, reference, streams
+from suffuse.process import Process, bound, reference
 from suffuse.sampler import sample
 from suffuse.self_condition import SelfConditioned
 from suffuse.state import Dense, State, leaves, map_state
 
-__all__ = ["AutoGuidance", "Edit", "Facts", "Model", "Path", "Recipe", "build_process", "fit_codec"]
+__all__ = ["AutoGuidance", "Facts", "Model", "Recipe", "build_process", "fit_codec"]
 
 Shape = tuple[int, ...] | Mapping[str, "Shape"]
 
@@ -292,79 +292,6 @@ class Model(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What is known of samples before they are drawn.
-
-    Arguments:
-        known: A state of one row.
-        mask: Boolean, true where `known` stays; None for nowhere.
-        strength: Share of the steps that are taken, from `known` on; None starts from noise.
-
-    Raises:
-        ConfigError: Unless 0 < strength <= 1; when there is neither a mask nor a strength.
-    """
-
-    known: State
-    mask: State | None = None
-    strength: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.strength is not None and not 0 < self.strength <= 1:
-            raise ConfigError(f"strength={self.strength} must be above 0 and at most 1")
-        if self.mask is None and self.strength is None:
-            raise ConfigError("init= needs mask=, for what is made anew, or strength=, for how much is changed")
-
-    def first(self, steps: int) -> int:
-        """Return the first of the nodes 0..steps that is used."""
-        assert self.strength is not None
-        return min(steps - 1, max(0, round((1 - self.strength) * steps)))
-
-
-@dataclass(frozen=True)
-class Path:
-    r"""Samples between two ends: condition (1 - w) a + w b, noise cos(pi w / 2) a + sin(pi w / 2) b.
-
-    The noise stays white, since two independent draws meet on the circle; of one seed it is that seed's throughout.
-
-    Arguments:
-        raw: Conditions at the far end, of B rows.
-        seeds: Seeds at the far end, shape (B,).
-        weight: w from 0 to 1, shape (B,).
-    """
-
-    raw: Mapping[str, Tensor]
-    seeds: Tensor
-    weight: Tensor
-
-    def blend(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return embedded conditions between a and b; tokens of either are attended to."""
-        mixed = {}
-        for name, value in a.items():
-            if value.is_floating_point():
-                w = self.weight.to(value).view(-1, *[1] * (value.ndim - 1))
-                mixed[name] = torch.lerp(value, b[name], w)
-            else:
-                mixed[name] = value | b[name]
-        return mixed
-
-    def start(self, process: Any, like: State, noise: KeyedNoise, t: float) -> State | None:
-        """Return the states to start from; None where both ends have the same noise."""
-        if torch.equal(self.seeds.cpu(), noise.seeds.cpu()):
-            return None
-        far = KeyedNoise(self.seeds.to(noise.seeds))
-
-        def between(leaf: Tensor, p: Process, stream: int) -> Tensor:
-            a, b = p.draw(leaf, noise, 0, stream), p.draw(leaf, far, 0, stream)
-            if not isinstance(p, Gaussian):
-                return p.prior(leaf, torch.where(self.weight.to(leaf).view(-1, *[1] * (a.ndim - 1)) < 0.5, a, b), t)
-            angle = self.weight.to(a).view(-1, *[1] * (a.ndim - 1)) * (math.pi / 2)
-            return p.prior(leaf, angle.cos() * a + angle.sin() * b, t)
-
-        found: State = map_state(between, like, bound(process, like), streams(process))
-        return found
 
 
 @dataclass(frozen=True)

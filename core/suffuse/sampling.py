@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from suffuse.codec import empty
+from suffuse.edit import Edit
+from suffuse.edit import Path as Between
 from suffuse.errors import ConfigError
-from suffuse.model import Edit, Model, Recipe
-from suffuse.model import Path as Between
+from suffuse.model import Model, Recipe
 from suffuse.text import captions_of
 from suffuse.training.progress import Progress
 

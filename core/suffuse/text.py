@@ -13,6 +13,7 @@ a learned one that is always there: attention over no text is attention over it.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -48,7 +49,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+#?|[^\w\s]", text.lower())
 
 
-class Text(Conditioner):
+class Text(Conditioner, ABC):
     """Base: labels, scalars and a caption, each of which may be absent.
 
     Arguments:
@@ -70,13 +71,13 @@ class Text(Conditioner):
             self.first = nn.Parameter(torch.randn(width) / width**0.5)
         self.context = width if self.text else 0
 
+    @abstractmethod
     def read(self, captions: Sequence[str]) -> Tensor:
         """Return what `embed_text` takes, of B rows, zeros where nothing is: (B, T) int64 or (B, T, D) float."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Return tokens (B, T, width) and which of them exist (B, T)."""
-        raise NotImplementedError
 
     def prepare(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `raw` with captions read, on the device they came from."""

@@ -7,6 +7,7 @@ the square of the size, allows. Epoch and place decide which: batch k is a pure 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -162,7 +163,7 @@ class Molecules(Dataset[Any]):
         return {"x": x, "cond": cond, "index": torch.from_numpy(index)}
 
 
-class MoleculeData(Data):
+class MoleculeData(Data, ABC):
     """Base of the molecule sets: a subclass says in `load` where its store comes from.
 
     Arguments:
@@ -197,9 +198,9 @@ class MoleculeData(Data):
     val: Molecules
     test: Molecules
 
+    @abstractmethod
     def load(self) -> Any:
         """Return the `suffuse_molecules.store.Store` of all molecules."""
-        raise NotImplementedError
 
     def setup(self) -> None:
         """Open the store, split it, and compute the conditions."""

@@ -8,6 +8,7 @@ what is made anew.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,10 +19,10 @@ from torch import Tensor
 from suffuse_audio.files import read
 from suffuse_audio.spans import kept, spans
 
-__all__ = ["AudioCodec"]
+__all__ = ["AudioCodec", "counts"]
 
 
-class AudioCodec:
+class AudioCodec(ABC):
     """Rate, channels, length, and what follows from them.
 
     Arguments:
@@ -51,13 +52,13 @@ class AudioCodec:
             self.ratio = seconds * self.rate / self.samples
             self.implied = {"seconds_start": 0.0, "seconds_total": float(seconds)}
 
+    @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
         """Return the state of samples (B, C, N)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, state: Any) -> Tensor:
         """Return the samples (B, C, N) of a state."""
-        raise NotImplementedError
 
     def like(self, seeds: Tensor, raw: Mapping[str, Tensor], device: torch.device | str) -> Tensor:
         """Return an empty state of the wanted length, one row per seed."""
@@ -99,3 +100,10 @@ class AudioCodec:
         if not columns.any() or columns.all():
             raise ConfigError(f"mask={mask}: {'nothing' if columns.all() else 'everything'} would be made anew")
         return columns.expand(state.shape)
+
+
+def counts(**values: int) -> None:
+    """Raise `ConfigError` for the first argument of a codec that is not a whole number of at least 1."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"codec.{name}={value} must be a whole number of at least 1")

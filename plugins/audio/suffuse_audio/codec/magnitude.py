@@ -16,7 +16,7 @@ import torch
 from suffuse.errors import ConfigError
 from torch import Tensor
 
-from suffuse_audio.codec.base import AudioCodec
+from suffuse_audio.codec.base import AudioCodec, counts
 from suffuse_audio.codec.griffin_lim import griffin_lim
 
 __all__ = ["Magnitude"]
@@ -42,9 +42,7 @@ class Magnitude(AudioCodec):
         self, size: int = 1024, hop: int = 256, floor: float = -60.0, iterations: int = 60, **options: Any
     ) -> None:
         super().__init__(**options)
-        for name, value in (("size", size), ("hop", hop), ("iterations", iterations)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"codec.{name}={value} must be a whole number of at least 1")
+        counts(size=size, hop=hop, iterations=iterations)
         if size % 2 or hop > size // 4:
             raise ConfigError(f"codec.hop={hop} must be at most a quarter of codec.size={size}, which must be even")
         if self.samples % hop:

@@ -16,7 +16,7 @@ from suffuse.errors import ConfigError
 from torch import Tensor
 
 from suffuse_audio import dsp
-from suffuse_audio.codec.base import AudioCodec
+from suffuse_audio.codec.base import AudioCodec, counts
 from suffuse_audio.codec.griffin_lim import griffin_lim
 
 __all__ = ["Mel", "inverse_mel"]
@@ -46,9 +46,7 @@ class Mel(AudioCodec):
         vocoder: Callable[[Tensor], Tensor] | None = None, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(**options)
-        for name, value in (("size", size), ("hop", hop), ("bins", bins), ("iterations", iterations)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"codec.{name}={value} must be a whole number of at least 1")
+        counts(size=size, hop=hop, bins=bins, iterations=iterations)
         if hop > size // 2:
             raise ConfigError(f"codec.hop={hop} must be at most half of codec.size={size}")
         if self.samples % hop:

@@ -18,7 +18,7 @@ from suffuse.errors import ConfigError, DataError
 from torch import Tensor
 
 from suffuse_audio import dsp
-from suffuse_audio.codec.base import AudioCodec
+from suffuse_audio.codec.base import AudioCodec, counts
 from suffuse_audio.codec.griffin_lim import griffin_lim
 from suffuse_audio.codec.mel import inverse_mel
 
@@ -53,9 +53,7 @@ class Picture(AudioCodec):
         iterations: int = 60, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(**options)
-        for name, value in (("size", size), ("hop", hop), ("bins", bins), ("iterations", iterations)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"codec.{name}={value} must be a whole number of at least 1")
+        counts(size=size, hop=hop, bins=bins, iterations=iterations)
         if self.samples % hop or hop > size // 2:
             raise ConfigError(
                 f"codec.hop={hop} must divide the {self.samples} samples of a sound, and be at most size/2"
