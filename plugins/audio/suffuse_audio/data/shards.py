@@ -3,8 +3,8 @@
 A sample of a shard is the files that share a name: a sound (``.wav``, ``.flac``, ``.ogg``, ``.mp3``), and ``.txt`` (a
 caption), ``.cls`` (a class) or ``.json`` (``text``, ``label``). The order is a function of the seed: every epoch
 permutes the shards, each stream (one per rank and worker) takes every S-th of them, and a buffer that is kept sorted by
-a hash mixes neighbours. A resumed run passes over what it had read without decoding it, and so sees what an
-uninterrupted one would; the number of workers must stay the same.
+a hash mixes neighbours. A resumed run reads again what it had passed, since which sounds are damaged decides where a
+batch ends, and so sees what an uninterrupted one would; the number of workers must stay the same.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class _Stream(IterableDataset[dict[str, Any]]):
         to_skip = skipped * size
         for epoch, number, sample in stream:
             if to_skip:
-                # A damaged sound would have been passed over: only its head is looked at.
+                # A damaged sound was in no batch.
                 to_skip -= self._readable(sample)
                 continue
             seen += 1
