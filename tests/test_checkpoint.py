@@ -88,4 +88,4 @@ def test_another_programs_file_is_refused(tmp_path: Path) -> None:
 def test_an_absent_plugin_is_named(tmp_path: Path) -> None:
     saved = {"suffuse": {"plugin": {"modality": "smell", "dist": "suffuse-smell 0.3"}}}
     with pytest.raises(CheckpointError, match=r"'smell' was trained with suffuse-smell 0.3, which is not installed"):
-        checkpoint.check_modality(saved, tmp_path)
+        checkpoint.check_drawable(saved, tmp_path)

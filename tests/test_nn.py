@@ -12,8 +12,8 @@ import yaml
 from suffuse.errors import ConfigError
 from suffuse.nn import DiT, UNet
 from suffuse.nn.attention import Attention, rope, rotate
+from suffuse.nn.conv import shuffle, unshuffle
 from suffuse.nn.embed import Embedding, fourier
-from suffuse.nn.unet import _shuffle, _unshuffle
 from torch import Tensor, nn
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
@@ -161,9 +161,9 @@ def test_attention_is_softmax_of_normalised_products() -> None:
 def test_space_to_depth_is_a_bijection(axes: int) -> None:
     patch = (2, 3, 4)[:axes]
     x = torch.randn(2, 3, *(p * n for p, n in zip(patch, (2, 3, 2), strict=False)))
-    assert torch.equal(_shuffle(_unshuffle(x, patch), patch), x)
+    assert torch.equal(shuffle(unshuffle(x, patch), patch), x)
     y = torch.randn(2, 3, 6, 6)
-    assert torch.equal(_unshuffle(y, (3, 3)), nn.functional.pixel_unshuffle(y, 3))
+    assert torch.equal(unshuffle(y, (3, 3)), nn.functional.pixel_unshuffle(y, 3))
 
 
 def test_patches_are_a_bijection() -> None:

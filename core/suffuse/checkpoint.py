@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from suffuse.errors import CheckpointError
 
-__all__ = ["check_modality", "link", "read", "write"]
+__all__ = ["check_drawable", "is_autoencoder", "link", "read", "write"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -79,9 +80,18 @@ def read(path: Path) -> dict[str, Any]:
     return saved
 
 
-def check_modality(saved: dict[str, Any], path: Path) -> None:
-    """Raise `CheckpointError` when the plugin that a checkpoint needs is not installed."""
+def is_autoencoder(saved: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint is of ``task=autoencoder``."""
+    task = saved["suffuse"]["config"].get("task") or {}
+    return str(task.get("_target_", "")).endswith(".Autoencoding")
+
+
+def check_drawable(saved: dict[str, Any], path: Path) -> None:
+    """Raise `CheckpointError` when the plugin that a checkpoint needs is not installed, or when it draws nothing."""
     from suffuse.plugins import registry
+
+    if is_autoencoder(saved):
+        raise CheckpointError(f"{path}: an autoencoder, which draws nothing; train with codec=latent codec.ckpt={path}")
 
     record = saved["suffuse"]["plugin"]
     if record["modality"] not in registry().providers:

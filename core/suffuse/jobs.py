@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from suffuse import checkpoint as files
 from suffuse.build import build
+from suffuse.cache import cached, key
 from suffuse.codec import empty
 from suffuse.data import Data
 from suffuse.edit import edit, ends
@@ -30,8 +32,9 @@ from suffuse.overrides import check_limits
 from suffuse.plugins import registry
 from suffuse.posthoc import FOLDER
 from suffuse.rundir import next_samples, resume_path, run_dir, tuned_folder, write_text
-from suffuse.sampling import Sampling, take, write_samples
+from suffuse.sampling import Sampling, write_samples
 from suffuse.state import leaves
+from suffuse.task import Task
 from suffuse.training.callbacks import Checkpoints, Monitor, Previews, Stop, Validation
 from suffuse.training.io import AtomicIO
 from suffuse.training.module import TrainingModule
@@ -71,6 +74,8 @@ class _Training:
         self.cfg, self.run_dir = cfg, run_dir
         self.seed = int(cfg["seed"])
         torch.manual_seed(self.seed)
+        self.stream: Data
+        self.stream_codec: Any
         self.data: Data = build(cfg["data"], "data", seed=self.seed)
         self.data.setup()
         self.data.check()
@@ -78,8 +83,8 @@ class _Training:
         self.preview = build(cfg["preview"], "preview", about=self.data.spec.about)
         self.metrics = build(cfg["metrics"], "metrics", seed=self.seed) if cfg["metrics"] else None
         facts = Facts.measure(self.data, self.codec, process=cfg["process"])
-        self.model = Model(cfg, facts)
-        self.recipe = Recipe.build(cfg)
+        self.task: Task = build(cfg["task"], "task", cfg=cfg, facts=facts)
+        self.model: Any = self.task.model
         self.record: dict[str, Any] = {
             "format": 1,
             "version": _version(),
@@ -90,6 +95,10 @@ class _Training:
             "metrics": {},
         }
         self._describe(facts)
+        self.stream, self.stream_codec = self.data, self.codec
+        if cfg["cache"]:
+            root = run_dir.parent / "cache" if cfg["cache"] is True else Path(str(cfg["cache"])).expanduser()
+            self.stream, self.stream_codec = cached(self.data, self.codec, root / key(cfg, self.data, self.codec))
 
     def _describe(self, facts: Facts) -> None:
         weights = sum(p.numel() for p in self.model.parameters())
@@ -102,9 +111,8 @@ class _Training:
         )
         if more := self.data.describe():
             say(more)
-        wants = str(self.cfg["conditioner"].get("_target_", ""))
-        if self.model.conditioner.width == 0 and not wants.endswith("NoConditioner"):
-            say("note: the data has no conditions, so the model is unconditional")
+        if more := self.task.describe():
+            say(more)
         say(f"model {weights / 1e6:.2f} M weights, {self.cfg['steps']:,} steps of {self._batch():,} samples")
 
     def _shapes(self, facts: Facts) -> str:
@@ -124,20 +132,25 @@ class _Training:
         write_text(self.run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg)))
         decay = build(cfg["ema"], "ema")
         module = TrainingModule(
-            model=self.model, codec=self.codec, data=self.data,
+            model=self.model, codec=self.stream_codec, data=self.stream,
             optimizer=build(cfg["optimizer"], "optimizer"), lr=build(cfg["lr_schedule"], "lr_schedule"),
             decay=decay, steps=cfg["steps"], seed=self.seed, accumulate=how["accumulate"],
             clip=how["clip"], max_skipped=how["max_skipped"], record=self.record,
         )  # fmt: skip
         if cfg["compile"]:
-            self.model.denoiser.network.compile()
+            self.task.compile()
         monitor = Monitor(every["log"], Progress(cfg["steps"]))
         stop = Stop()
         callbacks = [
             monitor,
             Validation(every["validate"], cfg["val_num"], monitor),
             Previews(
-                every["preview"], cfg["preview_num"], self.recipe, self.preview, self.run_dir / "previews", monitor
+                every["preview"],
+                functools.partial(self.task.show, self.codec, self.data),
+                cfg["preview_num"],
+                self.preview,
+                self.run_dir / "previews",
+                monitor,
             ),
             *(build(node, f"callbacks.{name}") for name, node in (cfg["callbacks"] or {}).items()),
             stop,
@@ -175,21 +188,17 @@ class _Training:
         cfg = self.cfg
         device = self.trainer.strategy.root_device  # Lightning has moved the weights to the CPU
         last = self.run_dir / "checkpoints" / "last.ckpt"
-        count = max(cfg["num"], cfg["metrics_num"] if self.metrics else 0)
-        raw = self.model.conditioner.parse({}, count)
-        sampling = Sampling(self.model.to(device), self.codec, self.recipe, seed=self.seed)
-        progress = Progress(count, word="sample")
+        names = _names(cfg, self.record["choices"]) if self.task.draws else {}
+        how = {**names, "checkpoint": str(last), "weights": "ema"}
+        self.model.to(device)
+        measured = cfg["metrics_num"] if self.metrics else 0
         with self.module.averaged(), self.trainer.strategy.precision_plugin.forward_context():
-            xs = sampling.draw(torch.arange(count), raw, batch=64, progress=progress)
+            found = self.task.results(self.codec, self.data, cfg["num"], measured, self.seed, how)
         folder = self.run_dir / "samples" / "final"
-        chosen = {name: value[: cfg["num"]] for name, value in raw.items()}
-        how = {**_names(cfg, self.record["choices"]), "checkpoint": str(last), "weights": "ema"}
-        rows = sampling.rows(torch.arange(cfg["num"]), chosen, how)
-        write_samples(folder, take(xs, slice(cfg["num"])), rows, self.preview)
+        write_samples(folder, found.shown, found.rows, self.preview)
         figures: dict[str, Any] = {"step": self.trainer.global_step, **self.record["metrics"]}
         if self.metrics is not None:
-            measured = {name: value[: cfg["metrics_num"]] for name, value in raw.items()}
-            figures |= dict(self.metrics(take(xs, slice(cfg["metrics_num"])), measured, self.data))
+            figures |= dict(self.metrics(found.xs, found.raw, self.data))
             figures["metrics_num"] = cfg["metrics_num"]
         for logger in self.trainer.loggers:
             logger.log_metrics({f"final/{k}": v for k, v in figures.items() if k != "step"}, self.trainer.global_step)
@@ -201,14 +210,13 @@ class _Training:
     def _summary(self, figures: Mapping[str, Any], folder: Path) -> None:
         shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, float))
         where = shlex.quote(str(self.run_dir))
-        label = " condition.label=0" if self.model.facts.labels else ""
         say(
             f"trained in {duration(self.seconds)}; {shown}\n"
             f"  samples      {folder / 'overview.png'}\n"
             f"  previews     {self.run_dir / 'previews'}\n"
             f"  metrics      {self.run_dir / 'metrics.json'}, metrics.csv beside it\n"
             f"  checkpoint   {self.run_dir / 'checkpoints' / 'last.ckpt'}\n"
-            f"  draw more    sample ckpt={where} num=64{label}"
+            f"{self.task.hint(where)}"
         )
 
 
@@ -219,7 +227,7 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
         SuffuseError: For everything a user can mend.
     """
     _quiet()
-    files.check_modality(saved, path)
+    files.check_drawable(saved, path)
     plain = _with_tuned_grid(_resolve(cfg), path)
     trained = saved["suffuse"]["config"]
     model = Model.load(saved, plain["weights"])
@@ -249,7 +257,7 @@ def tune(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
         SuffuseError: For everything a user can mend.
     """
     _quiet()
-    files.check_modality(saved, path)
+    files.check_drawable(saved, path)
     plain = _resolve(cfg)
     model = Model.load(saved, plain["weights"])
     if torch.cuda.is_available() and plain["trainer"]["accelerator"] in ("auto", "gpu", "cuda"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from suffuse.build import build
 from suffuse.categorical import Categorical
-from suffuse.checkpoint import read
+from suffuse.checkpoint import is_autoencoder, read
 from suffuse.conditioner import Conditioner
 from suffuse.data import Data, spaced
 from suffuse.denoiser import Denoiser, Preconditioned
@@ -19,7 +19,7 @@ from suffuse.edit import Edit, Path
 from suffuse.errors import CheckpointError, ConfigError
 from suffuse.guidance import CFG, Guidance, Setting, Weaker
 from suffuse.noise import KeyedNoise
-from suffuse.objective import Objective
+from suffuse.objective import Loss, Objective
 from suffuse.observation import Inpaint, sdedit
 from suffuse.process import Process, bound, reference
 from suffuse.sampler import sample
@@ -223,6 +223,8 @@ class Model(nn.Module):
     def load(cls, saved: Mapping[str, Any], weights: str = "ema") -> Model:
         """Build the model of a checkpoint with its averaged (``ema``) or its last (``raw``) weights."""
         record = saved["suffuse"]
+        if is_autoencoder(saved):
+            raise CheckpointError("an autoencoder draws nothing; train with codec=latent codec.ckpt=RUN")
         model = cls(record["config"], Facts.restore(record["facts"]))
         if weights not in ("ema", "raw"):
             raise ConfigError(f"weights={weights} is neither 'ema' nor 'raw'")
@@ -232,6 +234,29 @@ class Model(nn.Module):
         except RuntimeError as error:
             raise CheckpointError(f"the weights do not fit the checkpoint's own config: {error}") from error
         return model.eval()
+
+    def prepare(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return conditions with captions read, on the device they came from."""
+        return self.conditioner.prepare(raw)
+
+    def loss(
+        self, x0: State, raw: Mapping[str, Tensor], noise: KeyedNoise, step: int, positions: Tensor, total: int
+    ) -> Loss:
+        """Return the loss of a batch; in training a share of the conditions is dropped.
+
+        Arguments:
+            x0: Clean states, shape (B, ...).
+            raw: Their conditions.
+            noise: One stream per row; everything random comes from it.
+            step: Micro-batch.
+            positions: Places of the rows in the global batch, shape (B,).
+            total: Rows of the global batch.
+        """
+        conditioner = self.conditioner
+        if self.training:
+            dropped = conditioner.dropped(noise, step, torch.empty(len(positions), device=positions.device))
+            raw = conditioner.drop(raw, dropped)
+        return self.objective(self.denoiser, x0, conditioner(raw), noise, step, positions, total)
 
     def draw(
         self, recipe: Recipe, seeds: Tensor, raw: Mapping[str, Tensor], like: State | None = None,

@@ -16,7 +16,7 @@ from typing import Any
 from suffuse.errors import ConfigError, suggest
 from suffuse.plugins import CONF, registry
 
-__all__ = ["LIMITS", "SAMPLE_GROUPS", "asks", "check", "check_limits", "groups", "split", "translate"]
+__all__ = ["LIMITS", "SAMPLE_GROUPS", "asks", "check", "check_limits", "groups", "own", "split", "translate"]
 
 SAMPLE_GROUPS = ("sampler", "grid", "guidance", "preview", "trainer")
 """Groups that `sample` takes; everything else of a model is settled when it is trained."""
@@ -40,15 +40,30 @@ def split(word: str) -> tuple[str, str, str]:
 
 
 def translate(argv: Sequence[str]) -> list[str]:
-    """Return `argv` with ``guidance=2`` spelt out as ``guidance=cfg guidance.scale=2``."""
+    """Return `argv` with short forms spelt out.
+
+    ``guidance=2`` is ``guidance=cfg guidance.scale=2``; ``task=autoencoder`` and ``codec=latent`` are the modality's
+    own, where it has one: ``task=audio/autoencoder``.
+    """
     words: list[str] = []
+    modality = next((split(word)[2] for word in argv if split(word)[1] == "modality"), "")
     for word in argv:
         prefix, key, value = split(word)
+        if key in ("task", "codec") and not prefix:
+            words.append(f"{key}={own(key, value, modality)}")
+            continue
         if key == "guidance" and not prefix and _number(value) is not None:
             words += ["guidance=cfg", f"guidance.scale={value}"]
         else:
             words.append(word)
     return words
+
+
+def own(group: str, option: str, modality: str) -> str:
+    """Return the modality's own option of a name, ``audio/latent`` for ``latent``, or the name where it has none."""
+    roots = [p.modality.conf for p in registry().providers.values()]
+    mine = f"{modality}/{option}"
+    return mine if mine in groups(roots).get(group, ()) else option
 
 
 def check(argv: Sequence[str], job: str) -> None:

@@ -5,7 +5,8 @@ per token (B, T), and the embedded condition, whose entry ``vector`` has shape (
 and returns zero before training. Sizes are free at run time as far as the network's factor divides them.
 """
 
+from suffuse.nn.autoencoder import ConvAutoencoder
 from suffuse.nn.dit import DiT
 from suffuse.nn.unet import UNet
 
-__all__ = ["DiT", "UNet"]
+__all__ = ["ConvAutoencoder", "DiT", "UNet"]

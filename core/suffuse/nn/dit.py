@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from suffuse.errors import ConfigError
 from suffuse.nn.attention import Attention, CrossAttention, attended, rope
-from suffuse.nn.embed import Embedding, spatial
+from suffuse.nn.embed import Embedding, Placed, coordinates, spatial
 
 __all__ = ["DiT"]
 
@@ -83,6 +83,8 @@ class DiT(nn.Module):
         checkpointing: Recompute blocks in the backward pass instead of storing them.
         self_condition: Take the previous estimate of x0 as further channels, see `suffuse.self_condition`.
         context_dim: Size of the tokens of a condition that every block attends to; 0 for none.
+        placed: Width of a small network from position, noise level and condition to the first features, see `Placed`;
+            0 for none: tokens then know where they stand to each other, not where they are.
 
     Raises:
         ConfigError: For arguments that do not fit together; in `forward`, for sizes the patch does not divide.
@@ -91,7 +93,7 @@ class DiT(nn.Module):
     def __init__(
         self, shape: Sequence[int], cond_dim: int = 0, patch: int | Sequence[int] = 2, width: int = 384,
         depth: int = 12, heads: int = 6, mlp_ratio: float = 4.0, dropout: float = 0.0, checkpointing: bool = False,
-        self_condition: bool = False, context_dim: int = 0,
+        self_condition: bool = False, context_dim: int = 0, placed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.context = context_dim
@@ -106,6 +108,7 @@ class DiT(nn.Module):
         self.self_condition = self_condition
         self.enter = nn.Linear(inside * (1 + self_condition), width)
         self.embed = Embedding(width, cond_dim)
+        self.placed = Placed(self.axes, width, placed, width) if placed else None
         self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio, dropout, context_dim) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulate, self.leave = nn.Linear(width, 2 * width), nn.Linear(width, inside)
@@ -132,6 +135,8 @@ class DiT(nn.Module):
             tokens = torch.cat([tokens, earlier], -1)
         h = self.enter(tokens)
         embedded = self._tokens(self.embed(noise, cond), h.shape[1])
+        if self.placed is not None:
+            h = h + self.placed(coordinates(sizes, h).flatten(1), embedded)
         cos, sin = rope(sizes, self.width // self._heads, x.device)
         given = (embedded, cos, sin, *attended(cond, self.context > 0))
         for block in self.blocks:

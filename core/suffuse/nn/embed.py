@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from suffuse.errors import ConfigError
 
-__all__ = ["Embedding", "fourier", "spatial"]
+__all__ = ["Embedding", "Placed", "coordinates", "fourier", "spatial"]
 
 
 def fourier(x: Tensor, width: int, lowest: float = 0.5, highest: float = 64.0) -> Tensor:
@@ -65,3 +65,44 @@ class Embedding(nn.Module):
             vector = self.cond(cond["vector"])
             embedded = embedded + (vector[:, None] if embedded.ndim == 3 else vector)
         return nn.functional.silu(embedded)
+
+
+def coordinates(sizes: Sequence[int], like: Tensor) -> Tensor:
+    """Return each position's coordinates in [-1, 1], shape (axes, *sizes), on the device and in the type of `like`."""
+    lines = [torch.linspace(-1, 1, size, device=like.device, dtype=like.dtype) for size in sizes]
+    return torch.stack(torch.meshgrid(*lines, indexing="ij"))
+
+
+class Placed(nn.Module):
+    """What the condition says about each position: a network of coordinates and embedding together.
+
+    A convolution sees the same condition everywhere, and attention with relative positions knows no place in pure
+    noise. Where the answer to "what belongs here?" depends on both, as for a sound that slides or beats at a tempo, a
+    network of the two gives it at the first layer ("Compositional Pattern Producing Networks", Stanley 2007).
+
+    Arguments:
+        axes: Spatial axes.
+        embed: Size of the embedding.
+        hidden: Width inside.
+        out: Size of the result.
+    """
+
+    FEATURES = 32
+    """Sines and cosines per axis."""
+
+    def __init__(self, axes: int, embed: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.where = nn.Linear(axes * self.FEATURES, hidden)
+        self.what = nn.Linear(embed, hidden, bias=False)
+        self.rest = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, out))
+
+    def forward(self, where: Tensor, embedded: Tensor) -> Tensor:
+        """Return features (B, N, out).
+
+        Arguments:
+            where: Coordinates in [-1, 1], shape (axes, N).
+            embedded: Shape (B, 1, embed), or (B, N, embed) with one per position.
+        """
+        features = fourier(where.T, self.FEATURES).flatten(1).to(embedded.dtype)
+        found: Tensor = self.rest(self.where(features) + self.what(embedded))
+        return found

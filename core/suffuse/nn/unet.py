@@ -18,32 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from suffuse.errors import ConfigError
 from suffuse.nn.attention import Attention, CrossAttention, attended
-from suffuse.nn.embed import Embedding, spatial
+from suffuse.nn.conv import POOL, Factor, conv, factors_of, norm, shuffle, unshuffle
+from suffuse.nn.embed import Embedding, Placed, coordinates, spatial
 
 __all__ = ["UNet"]
-
-Factor = int | Sequence[int]
-_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-
-
-def _conv(axes: int, inputs: int, outputs: int, kernel: int = 3, zero: bool = False) -> nn.Module:
-    layer: nn.Module = _CONV[axes](inputs, outputs, kernel, padding=kernel // 2)
-    if zero:
-        for parameter in layer.parameters():
-            nn.init.zeros_(parameter)
-    return layer
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(channels, 32) if channels >= 128 else math.gcd(channels, 8), channels)
-
-
-def _factors(factor: Factor, axes: int, name: str) -> tuple[int, ...]:
-    found = (factor,) * axes if isinstance(factor, int) else tuple(factor)
-    if len(found) != axes or any(not isinstance(f, int) or f < 1 for f in found):
-        raise ConfigError(f"model.{name}={factor} must be a whole number of at least 1, or {axes} of them")
-    return found
 
 
 class _Block(nn.Module):
@@ -54,14 +32,14 @@ class _Block(nn.Module):
         kernel: int = 3,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.norm1, self.conv1 = _norm(inputs), _conv(axes, inputs, outputs, kernel)
+        self.norm1, self.conv1 = norm(inputs), conv(axes, inputs, outputs, kernel)
         self.modulate = nn.Linear(embed, 2 * outputs)
-        self.norm2, self.conv2 = _norm(outputs), _conv(axes, outputs, outputs, kernel, zero=True)
-        self.skip = _conv(axes, inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.norm2, self.conv2 = norm(outputs), conv(axes, outputs, outputs, kernel, zero=True)
+        self.skip = conv(axes, inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.attention: Attention | None = None
         if head_dim is not None:
-            self.attention_norm = _norm(outputs)
+            self.attention_norm = norm(outputs)
             self.attention = Attention(outputs, max(1, outputs // head_dim))
             nn.init.zeros_(self.attention.out.weight)
             nn.init.zeros_(self.attention.out.bias)
@@ -109,6 +87,8 @@ class UNet(nn.Module):
         self_condition: Take the previous estimate of x0 as further channels, see `suffuse.self_condition`.
         context_dim: Size of the tokens of a condition that blocks with attention attend to; 0 for none.
         kernel: Size of the convolutions, odd.
+        placed: Width of a small network from position, noise level and condition to the first features, see `Placed`;
+            0 for none.
 
     Raises:
         ConfigError: For arguments that do not fit together; in `forward`, for sizes the total factor does not divide.
@@ -118,7 +98,7 @@ class UNet(nn.Module):
         self, shape: Sequence[int], cond_dim: int = 0, width: int = 64, multipliers: Sequence[float] = (1, 2),
         blocks: int = 1, attention: Sequence[int] = (1,), head_dim: int = 32, factors: Factor | Sequence[Factor] = 2,
         patch: Factor = 1, coordinates: bool = False, dropout: float = 0.0, checkpointing: bool = False,
-        self_condition: bool = False, context_dim: int = 0, kernel: int = 3,
+        self_condition: bool = False, context_dim: int = 0, kernel: int = 3, placed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         if kernel < 1 or kernel % 2 == 0:
@@ -132,18 +112,19 @@ class UNet(nn.Module):
             raise ConfigError("model: needs at least one level (multipliers), one block and a width of 8")
         if any(not 0 <= level < levels for level in attention):
             raise ConfigError(f"model.attention={list(attention)} names levels outside 0..{levels - 1}")
-        self.patch = _factors(patch, self.axes, "patch")
+        self.patch = factors_of(patch, self.axes, "patch")
         steps: list[Any] = [factors] * (levels - 1) if isinstance(factors, int) else list(factors)
         if len(steps) != levels - 1:
             raise ConfigError(f"model.factors={factors} must have one entry per step between the {levels} levels")
-        self.steps = [_factors(step, self.axes, "factors") for step in steps]
+        self.steps = [factors_of(step, self.axes, "factors") for step in steps]
         self.factor = tuple(math.prod(f) for f in zip(self.patch, *self.steps, strict=True))
 
         embed = 4 * width
         self.embed = Embedding(embed, cond_dim)
         widths = [round(width * m) for m in multipliers]
         inside = self.channels * math.prod(self.patch)
-        self.enter = _conv(self.axes, inside * (1 + self_condition) + self.axes * coordinates, width)
+        self.enter = conv(self.axes, inside * (1 + self_condition) + self.axes * coordinates, width)
+        self.placed = Placed(self.axes, embed, placed, width) if placed else None
 
         def block(inputs: int, outputs: int, level: int) -> _Block:
             head = head_dim if level in attention else None
@@ -173,7 +154,7 @@ class UNet(nn.Module):
                 stage.append(block(now + skips.pop(), channels, level))
                 now = channels
             self.up.append(stage)
-        self.leave_norm, self.leave = _norm(now), _conv(self.axes, now, inside, zero=True)
+        self.leave_norm, self.leave = norm(now), conv(self.axes, now, inside, zero=True)
 
     def forward(
         self, x: Tensor, noise: Tensor, cond: Mapping[str, Tensor] | None = None, previous: Tensor | None = None
@@ -191,17 +172,19 @@ class UNet(nn.Module):
         embedded = self.embed(noise, cond), *attended(cond, self.context > 0)
         if self.self_condition:
             x = torch.cat([x, torch.zeros_like(x) if previous is None else previous], 1)
-        h = _unshuffle(x, self.patch)
+        h = unshuffle(x, self.patch)
         if self.coordinates:
-            h = torch.cat([h, _coordinates(h)], 1)
+            h = torch.cat([h, coordinates(h.shape[2:], h).expand(len(h), *[-1] * (h.ndim - 1))], 1)
         h = self.enter(h)
+        if self.placed is not None:
+            h = h + self._place(h, embedded[0])
         skips = [h]
         for level, stage in enumerate(self.down):
             for block in stage:  # type: ignore[attr-defined]
                 h = self._run(block, h, embedded)
                 skips.append(h)
             if level < len(self.steps):
-                h = _POOL[self.axes](h, self.steps[level])
+                h = POOL[self.axes](h, self.steps[level])
                 skips.append(h)
         for block in self.middle:
             h = self._run(block, h, embedded)
@@ -211,7 +194,18 @@ class UNet(nn.Module):
             if level < len(self.steps):
                 step = self.steps[-1 - level]
                 h = F.interpolate(h, scale_factor=tuple(map(float, step)), mode="nearest")
-        return _shuffle(self.leave(F.silu(self.leave_norm(h))), self.patch)
+        return shuffle(self.leave(F.silu(self.leave_norm(h))), self.patch)
+
+    def _place(self, h: Tensor, embedded: Tensor) -> Tensor:
+        """Return what the condition says about each position, shaped like h."""
+        assert self.placed is not None
+        sizes = h.shape[2:]
+        if embedded.ndim == 2:
+            embedded = embedded[:, None]
+        elif len(sizes) > 1:
+            embedded = embedded.repeat_interleave(math.prod(sizes[1:]), 1)
+        found: Tensor = self.placed(coordinates(sizes, h).flatten(1), embedded)
+        return found.transpose(1, 2).reshape(h.shape)
 
     def _run(self, block: nn.Module, h: Tensor, given: tuple[Tensor, Tensor | None, Tensor | None]) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
@@ -233,32 +227,3 @@ class UNet(nn.Module):
                 f"model: per-token noise of shape {tuple(noise.shape)} needs one level per slice of the first axis "
                 f"({sizes[0]}) and a factor of 1 along it, not {self.factor[0]}"
             )
-
-
-def _unshuffle(x: Tensor, patch: tuple[int, ...]) -> Tensor:
-    """Return space-to-depth: (B, C, *spatial) to (B, C prod(patch), *spatial/patch)."""
-    if math.prod(patch) == 1:
-        return x
-    rows, channels, *sizes = x.shape
-    axes = len(patch)
-    cut = [part for size, p in zip(sizes, patch, strict=True) for part in (size // p, p)]
-    order = [0, 1, *range(3, 3 + 2 * axes, 2), *range(2, 2 + 2 * axes, 2)]
-    out = [size // p for size, p in zip(sizes, patch, strict=True)]
-    return x.reshape(rows, channels, *cut).permute(order).reshape(rows, channels * math.prod(patch), *out)
-
-
-def _shuffle(x: Tensor, patch: tuple[int, ...]) -> Tensor:
-    """Invert `_unshuffle`."""
-    if math.prod(patch) == 1:
-        return x
-    rows, channels, *sizes = x.shape
-    axes = len(patch)
-    order = [0, 1, *(i for k in range(axes) for i in (2 + axes + k, 2 + k))]
-    out = [size * p for size, p in zip(sizes, patch, strict=True)]
-    return x.reshape(rows, -1, *patch, *sizes).permute(order).reshape(rows, channels // math.prod(patch), *out)
-
-
-def _coordinates(h: Tensor) -> Tensor:
-    """Return each position's coordinates in [-1, 1], shape (B, axes, *spatial)."""
-    lines = [torch.linspace(-1, 1, size, device=h.device, dtype=h.dtype) for size in h.shape[2:]]
-    return torch.stack(torch.meshgrid(*lines, indexing="ij"))[None].expand(h.shape[0], *[-1] * (h.ndim - 1))

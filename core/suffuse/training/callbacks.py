@@ -20,8 +20,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from suffuse import checkpoint as files
-from suffuse.codec import empty
-from suffuse.model import Recipe
 from suffuse.noise import KeyedNoise, mix
 from suffuse.training.loggers import CSVLogger
 from suffuse.training.module import TrainingModule
@@ -163,8 +161,8 @@ class Validation(StepCallback):
                 start += rows * world
                 noise = KeyedNoise(positions + mix(0, 3) % 2**62)
                 x0 = module.codec.encode(_to(batch["x"], module.device))
-                cond = model.conditioner({k: v.to(module.device) for k, v in batch["cond"].items()})
-                losses = model.objective(model.denoiser, x0, cond, noise, 0, positions, count).per_sample
+                raw = {name: value.to(module.device) for name, value in batch["cond"].items()}
+                losses = model.loss(x0, raw, noise, 0, positions, count).per_sample
                 sums += torch.stack([losses.double().sum(), losses.new_tensor(rows).double()])
         sums = trainer.strategy.reduce(sums, reduce_op="sum")
         return float(sums[0] / sums[1])
@@ -177,19 +175,22 @@ def _to(x: Any, device: torch.device) -> Any:
 
 
 class Previews(StepCallback):
-    """Draws the same seeds and conditions every time, from the averaged weights.
+    """Shows the same samples every time, of the averaged weights.
 
     Arguments:
         every: Optimizer steps between previews; 0 for none.
+        show: Returns that many decoded samples and their captions, see `suffuse.task.Task.show`.
         num: Samples of a preview.
-        recipe: How to sample.
         preview: The modality's preview.
         folder: Where ``step-*.png`` go.
         monitor: As in `Validation`.
     """
 
-    def __init__(self, every: int, num: int, recipe: Recipe, preview: Any, folder: Path, monitor: Monitor) -> None:
-        self.every, self.num, self.recipe = every, num, recipe
+    def __init__(
+        self, every: int, show: Callable[[int], tuple[Any, list[str]]], num: int, preview: Any, folder: Path,
+        monitor: Monitor,
+    ) -> None:  # fmt: skip
+        self.every, self.show, self.num = every, show, num
         self.preview, self.folder, self.monitor = preview, folder, monitor
 
     def on_step(self, trainer: Trainer, module: TrainingModule, step: int) -> None:
@@ -197,12 +198,8 @@ class Previews(StepCallback):
         if not self.every or step % self.every:
             return
         if trainer.is_global_zero:
-            raw = module.model.conditioner.parse({}, self.num)
-            with module.averaged() as model, trainer.strategy.precision_plugin.forward_context():
-                seeds = torch.arange(self.num)
-                like = empty(module.codec, model.facts, seeds, raw, model.device)
-                xs = module.codec.decode(model.draw(self.recipe, seeds, raw, like))
-            captions = model.conditioner.captions(raw)
+            with module.averaged(), trainer.strategy.precision_plugin.forward_context():
+                xs, captions = self.show(self.num)
             self.folder.mkdir(parents=True, exist_ok=True)
             self.preview.overview(xs, captions, self.folder / f"step-{step:06d}.png")
             for logger in trainer.loggers:

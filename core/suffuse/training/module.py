@@ -20,17 +20,16 @@ from torch.utils.data import DataLoader
 from suffuse.data import Data
 from suffuse.ema import EMA
 from suffuse.errors import SuffuseError
-from suffuse.model import Model
 from suffuse.noise import KeyedNoise, mix
 
 __all__ = ["TrainingModule"]
 
 
 class TrainingModule(LightningModule):
-    """Trains a `Model` on encoded batches.
+    """Trains a task's model on encoded batches.
 
     Arguments:
-        model: What is trained.
+        model: What is trained, with ``loss`` and ``prepare``, see `suffuse.task.Task`.
         codec: Maps a batch to states; frozen, so it is no part of the parameters.
         data: Source of the training batches.
         optimizer: Called with the parameters.
@@ -45,7 +44,7 @@ class TrainingModule(LightningModule):
     """
 
     def __init__(
-        self, *, model: Model, codec: Any, data: Data, optimizer: Callable[..., torch.optim.Optimizer],
+        self, *, model: Any, codec: Any, data: Data, optimizer: Callable[..., torch.optim.Optimizer],
         lr: Callable[[int, int], float], decay: Any, steps: int, seed: int, accumulate: int, clip: float,
         max_skipped: int, record: dict[str, Any],
     ) -> None:  # fmt: skip
@@ -87,11 +86,7 @@ class TrainingModule(LightningModule):
         self._seed_dropout(mix(self.seed, self.micro, self.global_rank, 2) % 2**63)
         with torch.no_grad():
             x0 = self.codec.encode(batch["x"])
-        conditioner = self.model.conditioner
-        dropped = conditioner.dropped(noise, self.micro, torch.empty(rows, device=self.device))
-        cond = conditioner(conditioner.drop(batch["cond"], dropped))
-        objective, denoiser = self.model.objective, self.model.denoiser
-        loss: Tensor = objective(denoiser, x0, cond, noise, self.micro, positions, total).total
+        loss: Tensor = self.model.loss(x0, batch["cond"], noise, self.micro, positions, total).total
         self.micro += 1
         self.loss_sum += loss.detach().double().to(self.loss_sum.device)
         self.loss_count += 1
@@ -101,7 +96,7 @@ class TrainingModule(LightningModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Read captions and the like while the batch is still on the host."""
         if isinstance(batch, dict) and "cond" in batch:
-            batch = {**batch, "cond": self.model.conditioner.prepare(batch["cond"])}
+            batch = {**batch, "cond": self.model.prepare(batch["cond"])}
         return batch
 
     def _seed_dropout(self, seed: int) -> None:
@@ -169,8 +164,8 @@ class TrainingModule(LightningModule):
         if self._ema_state is not None:
             self.ema.load_state_dict(self._ema_state)
             self._ema_state = None
-        if isinstance(self.codec, nn.Module):
-            self.codec.to(self.device).eval()
+        if hasattr(self.codec, "to"):
+            self.codec.to(self.device)
 
     def _averaged(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
@@ -181,7 +176,7 @@ class TrainingModule(LightningModule):
         return [name for name, _ in self._averaged()]
 
     @contextmanager
-    def averaged(self) -> Iterator[Model]:
+    def averaged(self) -> Iterator[Any]:
         """Lend the model in evaluation mode with the averaged weights in place."""
         assert self.ema is not None  # made in on_fit_start
         training = self.model.training

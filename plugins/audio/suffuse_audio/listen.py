@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from suffuse_audio.grammar import BPM, CHORDS, NOTES, SPANS, STARTS, Sound, frequency
+from suffuse_audio.grammar import BPM, CHORDS, NOTES, ROOTS, SPANS, STARTS, Sound, frequency
 
 __all__ = ["Heard", "listen", "pitch"]
 
@@ -114,7 +114,7 @@ def _chord(y: _Float, rate: int) -> Heard:
     power, at = _spectrum(y[: len(y) // 2] if envelope == "plucked" else y, rate)
     best, found, cents = -np.inf, ("", ""), 0.0
     for quality, steps in CHORDS.items():
-        for root in NOTES[:7]:
+        for root in ROOTS:
             parts = [_near(power, at, frequency(root) * 2 ** (step / 12), 0.012) for step in steps]
             # All three must be there, and nothing else: the geometric mean against the whole.
             score = float(np.log(np.array(parts) + 1e-9 * power.max()).sum())

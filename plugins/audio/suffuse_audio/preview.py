@@ -60,7 +60,8 @@ class Sounds:
         for x, row in zip(xs, rows, strict=True):
             path = out / f"{row['index']:05d}.{self.format}"
             y = self._finished(x, kept="mask" in row)
-            note = f"seed {row['seed']}, {row.get('sampler')}, {row.get('checkpoint')}"
+            said = [f"seed {row['seed']}"] if "seed" in row else []
+            note = ", ".join(said + [str(row[key]) for key in ("sampler", "checkpoint") if key in row])
             row["file"] = write(path, y, self.rate, title=row["caption"], comment=note, software="suffuse").name
             row |= {"seconds": round(y.shape[-1] / self.rate, 4), "peak": round(float(x.abs().max()), 4)}
         if self.joined:

@@ -265,7 +265,8 @@ def test_pretrained_latents(oobleck: Path, x):
     torch.testing.assert_close(z.mean((0, 2)), torch.zeros(8), atol=1e-4, rtol=0)
     torch.testing.assert_close(z.std((0, 2)), torch.ones(8), atol=1e-3, rtol=0)
     with torch.no_grad():
-        wanted = codec.vae.decode(codec.vae.encode(x).latent_dist.mean).sample
+        vae = codec.coder.vae
+        wanted = vae.decode(vae.encode(x).latent_dist.mean).sample
     torch.testing.assert_close(codec.decode(z), wanted[..., :4096], atol=1e-5, rtol=1e-4)
     assert not any(p.requires_grad for p in codec.parameters())
     longer = Latent(path=str(oobleck), about=ABOUT | {"codec": codec.stats}, seconds=0.7)
@@ -288,7 +289,7 @@ def test_latents_that_do_not_fit(oobleck: Path, about, said):
 def test_no_autoencoder(tmp_path: Path):
     pytest.importorskip("diffusers")
     for path, said in (
-        (None, "path is not set"),
+        (None, "give either codec.ckpt"),
         (str(tmp_path / "x"), "no such folder"),
         (str(tmp_path), "cannot load"),
     ):

@@ -1,18 +1,21 @@
-r"""Latent: the latents of a pretrained autoencoder, standardised per channel.
+r"""Latent: the latents of an autoencoder, standardised per channel.
 
-Stable Audio's ``AutoencoderOobleck`` of diffusers, from a folder or the hub (safetensors only). z = E[z | x]; each
-channel is shifted and scaled by the data's own mean and deviation. The autoencoder is frozen and no part of the model:
-a checkpoint holds its name and what was measured.
+It is one that ``task=autoencoder`` trained, or Stable Audio's ``AutoencoderOobleck`` of diffusers, from a folder or the
+hub (safetensors only). z = E[z | x]; each channel is shifted and scaled by the data's own mean and deviation. The
+autoencoder is frozen and no part of the model: a checkpoint holds its name and what was measured.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from suffuse.autoencoder import Frozen
 from suffuse.errors import ConfigError
+from suffuse.latent import checked, moments
 from torch import Tensor, nn
 
 from suffuse_audio.codec.base import AudioCodec
@@ -24,6 +27,7 @@ class Latent(AudioCodec, nn.Module):
     """Latents (B, D, N / r) of a frozen autoencoder with the down-sampling r.
 
     Arguments:
+        ckpt: Run directory or checkpoint of ``task=autoencoder``; or give `path`.
         path: Folder of an ``AutoencoderOobleck``, its pipeline (with a folder ``vae``), or a name on the hub.
         download: Allow the hub; else only what is on disk.
         batch: Sounds that are encoded or decoded at a time.
@@ -31,66 +35,113 @@ class Latent(AudioCodec, nn.Module):
         seconds: See `AudioCodec`.
 
     Raises:
-        ConfigError: Without `path`, without diffusers, when there is no such autoencoder, or when its channels or its
-            down-sampling do not fit the data.
+        ConfigError: Without exactly one of `ckpt` and `path`, without diffusers for the latter, or when its channels,
+            its rate or its down-sampling do not fit the data.
+        CheckpointError: When there is no autoencoder at `ckpt`, or another one than the model was trained on.
     """
 
     tolerance = float("inf")
+    mean: Tensor
+    scale: Tensor
 
     def __init__(
-        self, path: str | None = None, download: bool = False, batch: int = 16, about: Mapping[str, Any] | None = None,
-        seconds: float | None = None,
+        self, ckpt: str | None = None, path: str | None = None, download: bool = False, batch: int = 16,
+        about: Mapping[str, Any] | None = None, seconds: float | None = None,
     ) -> None:  # fmt: skip
         nn.Module.__init__(self)
         AudioCodec.__init__(self, about, seconds)
-        if not path:
-            raise ConfigError("codec.path is not set; give a folder with an autoencoder")
-        self.vae = _loaded(str(path), download)
-        config = self.vae.config
-        self.frame = self.overlap = int(torch.tensor(config.downsampling_ratios).prod())
-        self.batch = batch
-        if config.audio_channels != self.channels:
+        if bool(ckpt) == bool(path):
             raise ConfigError(
-                f"codec.path={path}: made for {config.audio_channels} channels, but data.channels={self.channels}"
+                "codec: give either codec.ckpt, a run of task=autoencoder, or codec.path, a folder of diffusers"
             )
+        self.coder: _Trained | _Oobleck
+        if ckpt:
+            self.coder = _Trained(str(ckpt), about, batch)
+            checked(self.coder.frozen, self.stats, str(ckpt))
+        else:
+            self.coder = _Oobleck(str(path), download, batch)
+        named = f"codec.ckpt={ckpt}" if ckpt else f"codec.path={path}"
+        self.frame = self.overlap = self.coder.factor
+        if self.coder.channels != self.channels:
+            raise ConfigError(f"{named}: made for {self.coder.channels} channels, but data.channels={self.channels}")
         if self.samples % self.frame:
             raise ConfigError(
-                f"codec.path={path}: {self.frame} samples make a latent, which does not divide the {self.samples} of a "
-                "sound; change data.seconds"
+                f"{named}: {self.frame} samples make a latent, which does not divide the {self.samples} of a sound; "
+                "change data.seconds"
             )
-        if about and about.get("rate") and getattr(config, "sampling_rate", self.rate) != self.rate:
-            raise ConfigError(
-                f"codec.path={path}: made for {config.sampling_rate} Hz; set data.rate={config.sampling_rate}"
-            )
+        if about and about.get("rate") and (self.coder.rate or self.rate) != self.rate:
+            raise ConfigError(f"{named}: made for {self.coder.rate} Hz; set data.rate={self.coder.rate}")
         mean, scale = self.stats.get("mean"), self.stats.get("scale")
-        size = int(config.decoder_input_channels)
-        self._mean = torch.zeros(size) if mean is None else torch.tensor(mean)
-        self._scale = torch.ones(size) if scale is None else torch.tensor(scale)
+        self.register_buffer("mean", torch.tensor(mean or [0.0] * self.coder.size), persistent=False)
+        self.register_buffer("scale", torch.tensor(scale or [1.0] * self.coder.size), persistent=False)
         self.requires_grad_(False).eval()
 
     def measure(self, x: Tensor) -> Mapping[str, Any]:
-        """Return mean and deviation of every latent channel."""
-        z = self._latents(x.float()).double()
-        spread = z.std((0, 2)).clamp(min=1e-6)
-        return {"mean": [round(v, 6) for v in z.mean((0, 2)).tolist()], "scale": [round(v, 6) for v in spread.tolist()]}
+        """Return mean and deviation of every latent channel, and a hash of the weights of one of ours."""
+        return moments(self.coder.encode(x.float())) | self.coder.known()
 
     def encode(self, x: Tensor) -> Tensor:
         """Return standardised latents (B, D, N / r)."""
-        z = self._latents(x.float())
-        return (z - self._mean.to(z)[:, None]) / self._scale.to(z)[:, None]
+        z = self.coder.encode(x.float())
+        return (z - self.mean.to(z)[:, None]) / self.scale.to(z)[:, None]
 
     def decode(self, state: Any) -> Tensor:
         """Return samples (B, C, N)."""
         if not isinstance(state, Tensor):
             raise TypeError(f"Latent decodes one tensor, not {type(state).__name__}")
-        z = state.float() * self._scale.to(state.device)[:, None] + self._mean.to(state.device)[:, None]
-        with torch.no_grad():
-            parts = [self.vae.decode(part).sample for part in z.split(self.batch)]
-        return self.cut(torch.cat(parts)[..., : state.shape[-1] * self.frame])
+        z = state.float() * self.scale.to(state.device)[:, None] + self.mean.to(state.device)[:, None]
+        return self.cut(self.coder.decode(z)[..., : state.shape[-1] * self.frame])
 
-    def _latents(self, x: Tensor) -> Tensor:
+
+class _Trained(nn.Module):
+    """An autoencoder of ours."""
+
+    def __init__(self, ckpt: str, about: Mapping[str, Any] | None, batch: int) -> None:
+        super().__init__()
+        self.frozen = Frozen(ckpt, about, batch)
+        trained, codec = self.frozen.model.facts.about, self.frozen.codec
+        if not isinstance(codec, AudioCodec):
+            raise ConfigError(f"codec.ckpt={ckpt}: not an autoencoder of sounds")
+        self.factor, self.size = self.frozen.factor[0] * codec.frame, self.frozen.latent
+        self.channels, self.rate = int(trained.get("channels", 1)), trained.get("rate")
+
+    def known(self) -> dict[str, Any]:
+        """Return what tells it from another one."""
+        return {"autoencoder": self.frozen.digest()}
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return latents."""
+        return self.frozen.encode(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return samples."""
+        found: Tensor = self.frozen.decode(z)
+        return found
+
+
+class _Oobleck(nn.Module):
+    """Stable Audio's autoencoder."""
+
+    def __init__(self, path: str, download: bool, batch: int) -> None:
+        super().__init__()
+        self.vae, self.batch = _loaded(path, download), batch
+        config = self.vae.config
+        self.factor, self.size = math.prod(config.downsampling_ratios), int(config.decoder_input_channels)
+        self.channels, self.rate = int(config.audio_channels), getattr(config, "sampling_rate", None)
+
+    def known(self) -> dict[str, Any]:
+        """Return nothing: its name says what it is."""
+        return {}
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return latents."""
         with torch.no_grad():
             return torch.cat([self.vae.encode(part).latent_dist.mean for part in x.split(self.batch)])
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return samples."""
+        with torch.no_grad():
+            return torch.cat([self.vae.decode(part).sample for part in z.split(self.batch)])
 
 
 def _loaded(path: str, download: bool) -> Any:

@@ -1,0 +1,122 @@
+"""The cache of states: what is read is what would have been encoded, and an interrupted filling goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from suffuse.cache import Cached, Precomputed, cached, key
+from suffuse.codec import Identity
+from suffuse.data import Data, Spec
+from suffuse.errors import ConfigError, DataError
+from torch import Tensor
+
+
+class _Items(torch.utils.data.Dataset[Any]):
+    def __init__(self, x: Tensor, bad: int | None = None) -> None:
+        self.x, self.bad, self.read = x, bad, list[int]()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        self.read.append(i)
+        if i == self.bad:
+            raise KeyboardInterrupt
+        return {"x": self.x[i], "cond": {"label": i % 3, "size": i / 7}, "index": 100 + i}
+
+
+class _Data(Data):
+    def __init__(self, n: int = 150) -> None:
+        super().__init__(batch_size=8, seed=3)
+        x = torch.randn(n + 20, 2, 5, generator=torch.Generator().manual_seed(0))
+        self.train, self.val, self.spec = _Items(x[:n]), _Items(x[n:]), Spec(("a", "b", "c"), ("size",))
+
+
+class _Codec(Identity):
+    calls = 0
+
+    def encode(self, x: Tensor) -> Tensor:
+        self.calls += len(x)
+        return super().encode(x)  # type: ignore[return-value]
+
+
+def test_what_is_read_is_what_would_have_been_encoded(tmp_path: Path) -> None:
+    data, codec = _Data(), _Codec(scale=2.0, shift=0.5)
+    found, through = cached(data, codec, tmp_path / "c")
+    assert isinstance(found, Cached) and isinstance(through, Precomputed) and codec.calls == 170
+    for plain, read in ((data.train_loader(3), found.train_loader(3)), (data.val_loader(), found.val_loader())):
+        for a, b, _ in zip(plain, read, range(4), strict=False):
+            assert torch.equal(codec.encode(a["x"]), through.encode(b["x"]))
+            assert torch.equal(a["index"], b["index"]) and torch.equal(a["cond"]["label"], b["cond"]["label"])
+            assert torch.equal(a["cond"]["size"], b["cond"]["size"])
+    assert torch.equal(through.decode(torch.ones(1)), codec.decode(torch.ones(1))) and through.scale == 2.0
+    assert not hasattr(through, "like")
+
+
+def test_a_full_folder_is_not_filled_again(tmp_path: Path) -> None:
+    cached(_Data(), _Codec(), tmp_path)
+    again = _Codec()
+    cached(_Data(), again, tmp_path)
+    assert again.calls == 0
+
+
+def test_an_interrupted_filling_goes_on(tmp_path: Path) -> None:
+    data, codec = _Data(), _Codec()
+    data.train.bad = 130  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        cached(data, codec, tmp_path)
+    assert codec.calls == 128 and not (tmp_path / "train" / "items.pt").exists()
+    data.train.bad = None  # type: ignore[attr-defined]
+    again = _Codec()
+    found, _ = cached(data, again, tmp_path)
+    assert again.calls == 150 - 128 + 20
+    assert torch.equal(torch.from_numpy(np.array(found.train.states)), data.train.x)  # type: ignore[attr-defined]
+    assert found.train[140]["index"] == 240 and found.train[5]["cond"]["label"] == 2
+
+
+def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
+    data = _Data()
+    data.train.epochs = True  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="augmented anew in every epoch"):
+        cached(data, _Codec(), tmp_path)
+
+    class Fields(_Codec):
+        def encode(self, x: Tensor) -> Any:
+            return {"a": x}
+
+    with pytest.raises(ConfigError, match="have named fields"):
+        cached(_Data(), Fields(), tmp_path / "f")
+    data = _Data()
+    data.train.x[70] = float("nan")  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="in the states of items 64 to 127"):
+        cached(data, _Codec(), tmp_path / "n")
+
+
+def test_the_key_follows_what_decides_the_content() -> None:
+    cfg: dict[str, Any] = {"data": {"_target_": "x", "batch_size": 4}, "codec": {"_target_": "y"}, "seed": 0}
+    first = key(cfg, _Data(), _Codec())
+    assert first == key({**cfg, "data": {**cfg["data"], "batch_size": 9}}, _Data(), _Codec())
+    assert first != key({**cfg, "seed": 1}, _Data(), _Codec())
+    assert first != key({**cfg, "codec": {"_target_": "z"}}, _Data(), _Codec())
+    assert first != key(cfg, _Data(149), _Codec())
+
+    class Files(_Data):
+        def fingerprint(self) -> str:
+            return "sizes and times"
+
+    assert first != key(cfg, Files(), _Codec())
+
+
+def test_a_run_from_the_cache_is_the_same_run(local, tiny: list[str], tmp_path: Path) -> None:
+    for name, more in (("plain", []), ("kept", ["cache=true"]), ("elsewhere", [f"cache={tmp_path / 'c'}"])):
+        done = local("train", *tiny, f"name={name}", *more)
+        assert done.returncode == 0, done.stderr
+    runs = [tmp_path / "outputs/image" / name for name in ("plain", "kept", "elsewhere")]
+    states = [torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in runs]
+    for other in states[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in states[0].items())
+    assert len(list((tmp_path / "outputs/image/cache").iterdir())) == len(list((tmp_path / "c").iterdir())) == 1
