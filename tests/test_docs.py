@@ -81,7 +81,7 @@ def test_the_blocks_of_the_mathematics_run() -> None:
     exec(compile(blocks(DOCS / "README.md", "python")[0], "docs/README.md", "exec"), space)
     rows = torch.full((4, 1), 1.5)
     space |= {"picture": rows, "keep": torch.ones(4, 1), "x0": rows, "cond": None}
-    for page in ("observation", "likelihood", "conditioner"):
+    for page in ("observation", "likelihood", "conditioner", "autoencoder"):
         exec(compile(blocks(DOCS / f"{page}.md", "python")[0], page, "exec"), space)
     assert torch.isfinite(space["found"].nats).all()  # type: ignore[attr-defined]
 

@@ -13,7 +13,7 @@ from suffuse.errors import ConfigError
 from suffuse.nn import DiT, UNet
 from suffuse.nn.attention import Attention, rope, rotate
 from suffuse.nn.conv import shuffle, unshuffle
-from suffuse.nn.embed import Embedding, fourier
+from suffuse.nn.embed import Embedding, coordinates, fourier
 from torch import Tensor, nn
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
@@ -243,3 +243,32 @@ def test_errors_name_what_does_not_fit(make: Callable[[], object], text: str) ->
     with pytest.raises(ConfigError, match=text) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+@both
+def test_a_placed_network_knows_where_it_is(kind: str) -> None:
+    """Every position of a constant state looks the same; what the condition says of each may differ all the same."""
+    x, noise, cond = torch.zeros(3, 2, 16), torch.zeros(3), {"vector": torch.randn(3, 5)}
+    blind = DiT((2, 16), cond_dim=5, **DIT) if kind == "dit" else UNet((2, 16), cond_dim=5, **UNET)
+    placed = BUILDERS[kind]((2, 16), cond_dim=5, placed=24)
+    assert sum(p.numel() for p in placed.parameters()) > sum(p.numel() for p in blind.parameters())
+    out = awake(placed).eval()(x, noise, cond)
+    assert out.shape == x.shape and (out[:, :, 2] - out[:, :, 9]).abs().max() > 1e-3
+    assert (out[0] - out[1]).abs().max() > 1e-3
+    if kind == "dit":
+        same = awake(blind).eval()(x, noise, cond).unflatten(2, (8, 2))
+        torch.testing.assert_close(same[:, :, 2], same[:, :, 6], atol=1e-5, rtol=1e-4)
+
+
+@both
+def test_a_placed_network_takes_noise_per_token(kind: str) -> None:
+    kinds = {"dit": {"width": 48}, "unet": {"factors": [(1, 2, 2)]}}[kind]
+    network = awake(BUILDERS[kind](SHAPES[3], cond_dim=4, placed=16, **kinds)).eval()
+    x, noise, cond = inputs(SHAPES[3], cond=4)
+    per_slice = network(x, noise[:, None].expand(-1, 2 if kind == "dit" else 4), cond)
+    torch.testing.assert_close(per_slice, network(x, noise, cond), rtol=1e-4, atol=1e-5)
+
+
+def test_coordinates_run_from_minus_one_to_one() -> None:
+    found = coordinates((3, 2), torch.zeros(1))
+    assert found[0].tolist() == [[-1, -1], [0, 0], [1, 1]] and found[1].tolist() == [[-1, 1]] * 3

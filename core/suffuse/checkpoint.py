@@ -90,12 +90,11 @@ def check_drawable(saved: dict[str, Any], path: Path) -> None:
     """Raise `CheckpointError` when the plugin that a checkpoint needs is not installed, or when it draws nothing."""
     from suffuse.plugins import registry
 
-    if is_autoencoder(saved):
-        raise CheckpointError(f"{path}: an autoencoder, which draws nothing; train with codec=latent codec.ckpt={path}")
-
     record = saved["suffuse"]["plugin"]
     if record["modality"] not in registry().providers:
         raise CheckpointError(
             f"{path}: its modality {record['modality']!r} was trained with {record['dist']}, which is not installed; "
             f"pip install {record['dist'].split()[0]}"
         )
+    if is_autoencoder(saved):
+        raise CheckpointError(f"{path}: an autoencoder, which draws nothing; train with codec=latent codec.ckpt={path}")

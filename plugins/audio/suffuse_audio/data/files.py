@@ -22,6 +22,7 @@ from suffuse.text import encoded
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from suffuse_audio.data.augment import Augment
 from suffuse_audio.data.decode import Decoder, chance
 from suffuse_audio.files import Info, SoundError
 
@@ -60,6 +61,7 @@ class Reader:
         max_bad: Fraction of the sounds that may be damaged.
         timing: Give each item ``seconds_start`` and ``seconds_total``.
         key: The config key that names the sounds, for messages.
+        augment: What training sounds are varied by.
 
     Raises:
         ConfigError: When `max_bad` is not in [0, 1).
@@ -70,12 +72,15 @@ class Reader:
     max_bad: float = 0.01
     timing: bool = False
     key: str = "data.path"
+    augment: Augment | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad < 1:
             raise ConfigError(f"data.max_bad={self.max_bad} must be a fraction, at least 0 and below 1")
 
-    def read(self, sounds: Sequence[Sound], seed: int, labels: bool, texts: bool, crop: bool) -> FileSet:
+    def read(
+        self, sounds: Sequence[Sound], seed: int, labels: bool, texts: bool, crop: bool, vary: bool = False
+    ) -> FileSet:
         """Return the data set of the sounds that can be read.
 
         Arguments:
@@ -84,6 +89,7 @@ class Reader:
             labels: Whether items have a class.
             texts: Whether items have a caption.
             crop: Take another stretch of a long sound in each epoch; else the first.
+            vary: Augment.
 
         Raises:
             DataError: When more than `max_bad` of them are damaged.
@@ -100,7 +106,7 @@ class Reader:
         good = [i for i in range(len(sounds)) if i not in bad]
         return FileSet(
             self, [sounds[i] for i in good], [h.seconds for h in (heads[i] for i in good) if isinstance(h, Info)],
-            [x for x in (kept[i] for i in good) if isinstance(x, Tensor)], seed, labels, texts, crop,
+            [x for x in (kept[i] for i in good) if isinstance(x, Tensor)], seed, labels, texts, crop, vary,
         )  # fmt: skip
 
     def judge(self, bad: Mapping[int, SoundError], sounds: Sequence[Sound]) -> None:
@@ -144,6 +150,7 @@ class FileSet(Dataset[dict[str, Any]]):
         labels: See `Reader.read`.
         texts: See `Reader.read`.
         crop: See `Reader.read`.
+        vary: See `Reader.read`.
 
     Raises:
         DataError: On access, when more than `max_bad` of the sounds have turned out damaged.
@@ -151,10 +158,12 @@ class FileSet(Dataset[dict[str, Any]]):
 
     def __init__(
         self, reader: Reader, sounds: Sequence[Sound], seconds: Sequence[float], kept: Sequence[Tensor], seed: int,
-        labels: bool, texts: bool, crop: bool,
+        labels: bool, texts: bool, crop: bool, vary: bool = False,
     ) -> None:  # fmt: skip
         self.reader, self.sounds, self.seconds, self.kept = reader, list(sounds), list(seconds), list(kept)
-        self.seed, self.labels, self.texts, self.epochs = seed, labels, texts, crop
+        self.seed, self.labels, self.texts, self.crop = seed, labels, texts, crop
+        self.augment = reader.augment if vary else None
+        self.epochs = crop or self.augment is not None
         self.bad: dict[int, SoundError] = {}
 
     def __len__(self) -> int:
@@ -164,8 +173,10 @@ class FileSet(Dataset[dict[str, Any]]):
         epoch, index = (None, key) if isinstance(key, int) else key
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
-        place = 0.0 if epoch is None or not self.epochs else chance(self.seed, epoch, index)
+        place = 0.0 if epoch is None or not self.crop else chance(self.seed, epoch, index)
         x, index = self._fetch(index, place)
+        if self.augment is not None and epoch is not None:
+            x = self.augment(x, self.reader.decoder.rate, self.seed, epoch, index)
         sound = self.sounds[index]
         cond: dict[str, Any] = {"label": sound.label} if self.labels else {}
         if self.texts:

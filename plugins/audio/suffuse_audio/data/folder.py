@@ -16,6 +16,7 @@ from suffuse.data import Data, Spec
 from suffuse.errors import ConfigError, DataError, suggest
 from suffuse.listing import Record, class_names, held_out, splits
 
+from suffuse_audio.data.augment import Augment
 from suffuse_audio.data.decode import Decoder
 from suffuse_audio.data.files import FileSet, Reader, Sound
 from suffuse_audio.data.pattern import Pattern, chosen
@@ -39,6 +40,7 @@ class Folder(Data):
         val_fraction: Fraction held out when nothing else says it.
         crop: Take another stretch of a long file in each epoch.
         timing: Condition on ``seconds_start`` and ``seconds_total``, as Stable Audio does.
+        augment: Variations of the training sounds, see `suffuse_audio.data.augment.Augment`: ``{gain: 6, shift: 0.1}``.
         cache: Keep decoded sounds in memory, up to 2 GiB.
         max_bad: Fraction of the files that may be damaged.
         options: Arguments of `suffuse.data.Data`.
@@ -52,7 +54,7 @@ class Folder(Data):
         self, path: str | None = None, rate: int = 16_000, seconds: float = 2.048, channels: int = 1,
         normalise: str = "peak", lufs: float = -18.0, label: str | None = None,
         held_out: Mapping[str, Any] | None = None, val_fraction: float = 0.1, crop: bool = True, timing: bool = False,
-        cache: bool = True, max_bad: float = 0.01, **options: Any,
+        augment: Mapping[str, Any] | None = None, cache: bool = True, max_bad: float = 0.01, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(**options)
         if not path:
@@ -66,7 +68,10 @@ class Folder(Data):
         for name in self.where:
             if self.pattern and name not in self.pattern.fields:
                 raise ConfigError(f"data.held_out.{name}: no such field{suggest(name, self.pattern.fields)}")
-        self.reader = Reader(Decoder(rate, seconds, channels, normalise, lufs=lufs), cache, max_bad, timing)
+        self.reader = Reader(
+            Decoder(rate, seconds, channels, normalise, lufs=lufs), cache, max_bad, timing,
+            augment=Augment.of(augment),
+        )  # fmt: skip
 
     def setup(self) -> None:
         """List the folder and decode what is kept in memory."""
@@ -74,7 +79,7 @@ class Folder(Data):
             return
         train, val = self._parted()
         labels = class_names(train + val)
-        self.train, self.val = self._read(train, labels, self.crop), self._read(val, labels, False)
+        self.train, self.val = self._read(train, labels, True), self._read(val, labels, False)
         about = facts(self.reader.decoder, sorted({r.text for r in train + val if r.text}))
         self.spec = Spec(labels=labels, scalars=("seconds_start", "seconds_total") * self.reader.timing, about=about)
 
@@ -108,10 +113,17 @@ class Folder(Data):
             found.append(replace(record, label=label, text=text))
         return found
 
-    def _read(self, records: list[Record], labels: tuple[str, ...], crop: bool) -> FileSet:
+    def _read(self, records: list[Record], labels: tuple[str, ...], train: bool) -> FileSet:
         number = {name: i for i, name in enumerate(labels)}
         sounds = [Sound(r.path, r.key, number.get(r.label, -1) if r.label is not None else -1, r.text) for r in records]
-        return self.reader.read(sounds, self.seed, bool(labels), any(r.text for r in records), crop)
+        crop = self.crop and train
+        return self.reader.read(sounds, self.seed, bool(labels), any(r.text for r in records), crop, vary=train)
+
+    def fingerprint(self) -> str:
+        """Return names, sizes and times of the files, for a cache of what was made of them."""
+        found = [r.sounds for r in (self.train, self.val) if isinstance(r, FileSet)]
+        paths = [Path(s.source) for sounds in found for s in sounds if isinstance(s.source, str | Path)]
+        return " ".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in paths)
 
 
 def facts(decoder: Decoder, texts: list[str]) -> dict[str, Any]:
