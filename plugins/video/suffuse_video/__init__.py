@@ -1,0 +1,5 @@
+"""Video for suffuse."""
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"

@@ -1,0 +1,137 @@
+"""Watch: reads the attributes of a described clip back from its pixels, by analysis alone, with no network.
+
+Objects are what stands out from the background; each is compared with every shape, drawn in its place and colour. A
+track is an object followed from frame to frame; unfolded at the walls it should be a straight line in time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
+
+from suffuse_video.grammar import COLOURS, COUNTS, DIRECTIONS, SHAPES
+from suffuse_video.render import BACKGROUND, RADIUS, SPEEDS, bounced, drawn
+
+__all__ = ["Seen", "watch"]
+
+_Float = NDArray[np.float64]
+_WORDS = {number: word for word, number in COUNTS.items()}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen.
+
+    Arguments:
+        values: Count, colour, shape and direction.
+        straight: Whether every object keeps one speed between bounces.
+        jitter: Root mean square distance of the objects from their straight lines, in pixels.
+        grain: Standard deviation of the background.
+        flicker: Standard deviation over time of the objects' areas, as a share of their mean.
+    """
+
+    values: tuple[str, str, str, str]
+    straight: bool
+    jitter: float
+    grain: float
+    flicker: float
+
+
+def watch(clip: NDArray[np.floating[Any]]) -> Seen:
+    """Return what is seen in a clip (3, T, H, W) in [0, 1] with square frames."""
+    x: _Float = np.nan_to_num(np.asarray(clip, dtype=np.float64))
+    size, radius = x.shape[-1], RADIUS * x.shape[-1]
+    back = np.array(BACKGROUND)[:, None, None, None]
+    away = np.abs(x - back).max(0)
+    mask = away > 0.25
+    frames = [_objects(mask[t], away[t]) for t in range(x.shape[1])]
+    numbers = [len(found) for found in frames]
+    count = max(set(numbers), key=numbers.count)
+    # What is a pixel and a half from every object is background.
+    near = ndimage.binary_dilation(mask, np.ones((1, 5, 5)))
+    grain = float((x - back).transpose(1, 2, 3, 0)[~near].std()) if (~near).any() else 1.0
+    if count == 0 or count not in _WORDS or numbers.count(count) < len(numbers):
+        word = _WORDS.get(count, str(count))
+        return Seen((word if numbers.count(count) == len(numbers) else "changing", "", "", ""), False, 9.0, grain, 1.0)
+    tracks = _tracks(frames)
+    colour = _colour(x, away)
+    values = (_WORDS[count], colour, _shape(x, tracks, colour, radius), _direction(tracks))
+    axis = 0 if values[3] in ("left", "right") else 1
+    residuals = [_residual(track, axis, radius, size) for track in tracks]
+    jitter = float(np.sqrt(np.mean([r**2 for r in residuals])))
+    area = away.sum((1, 2))
+    return Seen(values, max(residuals) < 0.03 * size, jitter, grain, float(area.std() / area.mean()))
+
+
+def _objects(mask: NDArray[np.bool_], weight: _Float) -> list[_Float]:
+    """Return the centres (x, y) of the connected parts of a frame that are no specks."""
+    labels, count = ndimage.label(mask)
+    found = []
+    for i in range(1, count + 1):
+        inside = labels == i
+        if inside.sum() >= 6:
+            y, x = ndimage.center_of_mass(weight * inside)
+            found.append(np.array([x + 0.5, y + 0.5]))
+    return found
+
+
+def _tracks(frames: list[list[_Float]]) -> list[_Float]:
+    """Return a track (T, 2) per object: nearest neighbours from frame to frame."""
+    tracks = [[centre] for centre in frames[0]]
+    for found in frames[1:]:
+        cost = np.array([[np.hypot(*(track[-1] - centre)) for centre in found] for track in tracks])
+        for i, j in zip(*linear_sum_assignment(cost), strict=True):
+            tracks[i].append(found[j])
+    return [np.array(track) for track in tracks]
+
+
+def _colour(x: _Float, away: _Float) -> str:
+    inside = away > 0.7 * away.max()
+    mean = x.transpose(1, 2, 3, 0)[inside].mean(0)
+    name = min(COLOURS, key=lambda name: float(np.abs(mean - np.array(COLOURS[name])).sum()))
+    return name if np.abs(mean - np.array(COLOURS[name])).max() < 0.2 else "mixed"
+
+
+def _shape(x: _Float, tracks: list[_Float], colour: str, radius: float) -> str:
+    """Return the shape that, drawn in every object's place, comes closest."""
+    if colour not in COLOURS:
+        return "none"
+    errors = {}
+    for shape in SHAPES:
+        # The centre of mass of a triangle lies below the middle of its box.
+        offset = np.array([0.0, radius / 3 if shape == "triangle" else 0.0])
+        best = drawn(np.array(tracks) - offset, shape, COLOURS[colour], radius, x.shape[-1])
+        errors[shape] = float(np.square(x - best).mean())
+    return min(errors, key=errors.__getitem__)
+
+
+def _direction(tracks: list[_Float]) -> str:
+    """Return where all objects go in the first two steps."""
+    votes = []
+    for track in tracks:
+        axis = int(np.abs(np.diff(track, axis=0)).sum(0).argmax())
+        sign = np.sign(track[min(2, len(track) - 1), axis] - track[0, axis])
+        votes.append((int(sign), 0) if axis == 0 else (0, int(sign)))
+    names = [name for name, step in DIRECTIONS.items() if all(vote == step for vote in votes)]
+    return names[0] if names else "mixed"
+
+
+def _residual(track: _Float, axis: int, radius: float, size: int) -> float:
+    """Return the distance of a track from the nearest motion at one speed between the walls, in pixels."""
+    t = np.arange(len(track))
+    low, high = SPEEDS[0] * size * 0.6, SPEEDS[1] * size * 1.4
+    free = size - 2 * radius
+    speeds = np.linspace(low, high, 60)
+    starts = np.linspace(0, 2 * free, 80, endpoint=False) + radius
+    along = track[:, axis]
+    # The centre of mass of a triangle is off the middle of its box, so a constant is fitted as well.
+    path = bounced(starts[:, None, None] + speeds[None, :, None] * t, radius, size)
+    gap = along - path
+    gap = gap - np.clip(gap.mean(-1, keepdims=True), -radius / 2, radius / 2)
+    across = track[:, 1 - axis] - track[:, 1 - axis].mean()
+    return float(np.sqrt((gap**2).mean(-1).min() + (across**2).mean()))
