@@ -272,3 +272,57 @@ def test_a_placed_network_takes_noise_per_token(kind: str) -> None:
 def test_coordinates_run_from_minus_one_to_one() -> None:
     found = coordinates((3, 2), torch.zeros(1))
     assert found[0].tolist() == [[-1, -1], [0, 0], [1, 1]] and found[1].tolist() == [[-1, 1]] * 3
+
+
+# Slices of the first axis: levels of their own, and slices that are missing.
+
+
+def tubes(**more: object) -> nn.Module:
+    return awake(
+        seeded(DiT, (3, 4, 4, 4), width=48, depth=2, heads=2, patch=(2, 2, 2), levels=2, placed=16, **more)
+    ).eval()
+
+
+@pytest.mark.parametrize("attention", ["full", "axial"])
+def test_levels_inside_a_patch(attention: str) -> None:
+    """Equal levels are one level; which of the two slices of a patch is noisy is seen."""
+    network = tubes(attention=attention)
+    x, noise, _ = inputs((3, 4, 4, 4))
+    one = network(x, noise)
+    torch.testing.assert_close(network(x, noise[:, None].expand(-1, 4)), one)
+    a, b = (torch.tensor([level] * 3) for level in ([0.0, 2.0, 1.0, 1.0], [2.0, 0.0, 1.0, 1.0]))
+    assert (network(x, a) - network(x, b)).abs().max() > 1e-3
+    with pytest.raises(ConfigError, match="5 noise levels"):
+        network(x, torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize("attention", ["full", "axial"])
+def test_missing_slices_are_not_seen(attention: str) -> None:
+    network = tubes(attention=attention)
+    x, noise, _ = inputs((3, 4, 4, 4))
+    mask = torch.tensor([[True, True, False, False]] * 2 + [[True] * 4])
+    found = network({"x": x, "mask": mask}, noise)["x"]
+    other = x.clone()
+    other[:2, :, 2:] += 5
+    again = network({"x": other, "mask": mask}, noise)["x"]
+    torch.testing.assert_close(found[:2, :, :2], again[:2, :, :2])
+    torch.testing.assert_close(found[2], network(x, noise)[2])
+    assert (found[:2, :, :2] - network(x, noise)[:2, :, :2]).abs().max() > 1e-3
+
+
+def test_a_network_of_masked_states_is_built_from_their_shapes() -> None:
+    network = seeded(DiT, {"x": (3, 4, 4), "mask": (4,)}, width=48, depth=1, heads=2, patch=(1, 2))
+    x = {"x": torch.randn(2, 3, 4, 4), "mask": torch.ones(2, 4, dtype=torch.bool)}
+    assert set(network(x, torch.zeros(2))) == {"x"}
+    with pytest.raises(ConfigError, match="fields x and mask"):
+        DiT({"x": (3, 4), "size": ()})
+
+
+def test_axial_attention_needs_axes_and_every_weight_learns() -> None:
+    network = tubes(attention="axial")
+    x, noise, _ = inputs((3, 4, 4, 4))
+    network(x, noise).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
+    for options in ({"attention": "axial"}, {"attention": "ring"}, {"levels": 3}):
+        with pytest.raises(ConfigError, match=r"model.attention|model.levels"):
+            DiT((3, 8), width=48, depth=1, heads=2, patch=2, **options)

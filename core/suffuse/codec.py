@@ -18,7 +18,7 @@ from suffuse.state import State
 if TYPE_CHECKING:
     from suffuse.model import Facts
 
-__all__ = ["Codec", "Identity", "empty", "opened"]
+__all__ = ["Codec", "Identity", "empty", "implied", "opened"]
 
 
 @runtime_checkable
@@ -64,6 +64,15 @@ def opened(codec: Any, init: str, mask: str | None) -> tuple[State, State | None
         raise ConfigError(f"init={init}: this model's codec, {type(codec).__name__}, does not read files")
     known: tuple[State, State | None] = own(init, mask)
     return known
+
+
+def implied(codec: Any, conditioner: Any) -> dict[str, Any]:
+    """Return the conditions that a codec's demand on the whole sample means, of those that the model knows.
+
+    A codec says them in ``implied``: the length of a sound that was asked for, or that a story begins at its beginning.
+    """
+    known = conditioner.known()
+    return {name: value for name, value in getattr(codec, "implied", {}).items() if name in known}
 
 
 class Identity:

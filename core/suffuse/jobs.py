@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from suffuse import checkpoint as files
 from suffuse.build import build
 from suffuse.cache import cached, key
-from suffuse.codec import empty
+from suffuse.codec import empty, implied
 from suffuse.data import Data
 from suffuse.edit import edit, ends
 from suffuse.ema import PostHoc
@@ -31,6 +31,7 @@ from suffuse.model import Facts, Model, Recipe, fit_codec
 from suffuse.overrides import check_limits
 from suffuse.plugins import registry
 from suffuse.posthoc import FOLDER
+from suffuse.rollout import Window
 from suffuse.rundir import next_samples, resume_path, run_dir, tuned_folder, write_text
 from suffuse.sampling import Sampling, write_samples
 from suffuse.state import leaves
@@ -232,10 +233,10 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     trained = saved["suffuse"]["config"]
     model = Model.load(saved, plain["weights"])
     codec = build(trained["codec"], "codec", about=model.facts.about, **plain["ask"])
-    # A demand on the whole sample may be a condition of the network too.
-    implied = {k: v for k, v in getattr(codec, "implied", {}).items() if k in model.conditioner.known()}
-    raw, path_between = ends(model.conditioner, implied | plain["condition"], plain)
-    sampling = Sampling(model, codec, Recipe.build(plain), plain["seed"], edit(codec, plain), path_between)
+    raw, path_between = ends(model.conditioner, implied(codec, model.conditioner) | plain["condition"], plain)
+    sampling = Sampling(
+        model, codec, Recipe.build(plain), plain["seed"], edit(codec, plain), path_between, Window(**plain["window"])
+    )
     preview = build(plain["preview"], "preview", about=model.facts.about)
     out = next_samples(plain["out"], path)
     how = {**_names(plain, plain["choices"]), "checkpoint": str(path), "weights": plain["weights"], **plain["ask"]}

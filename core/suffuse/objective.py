@@ -37,6 +37,7 @@ from suffuse.density import (
     UniformTime,
 )  # fmt: skip
 from suffuse.errors import ConfigError, suggest
+from suffuse.levels import CLEAN, TokenLevels
 from suffuse.noise import KeyedNoise, mix
 from suffuse.process import Process, bound, reference, rows, streams
 from suffuse.schedule import Schedule
@@ -91,7 +92,7 @@ TIME_STREAM = 100
 SELF_KEY = 103
 """Key of the coin for self-conditioning."""
 
-LAM_MAX = 15.0
+LAM_MAX = CLEAN
 """Levels beyond are drawn as this one: weights stay finite in float64."""
 
 
@@ -102,7 +103,7 @@ class Loss:
     Arguments:
         total: Mean over the rows, a scalar.
         per_sample: Shape (B,).
-        lam: Noise levels of the rows on the reference schedule, shape (B,).
+        lam: Noise levels of the rows on the reference schedule, shape (B,); of rows whose tokens differ, the mean.
     """
 
     total: Tensor
@@ -118,13 +119,20 @@ def field_error(away: Tensor, out: Tensor, process: Process, weight: Weight, t: 
         out: Factor from there to the error of x0.
         process: The field's process; its space knows which entries count.
         weight: Weight of the x0 error.
-        t: Times of the rows.
+        t: Times of the rows, shape (B,), or of their tokens, (B, T). Of clean tokens there is nothing to learn; the
+            error is the mean over the others.
     """
     if isinstance(process, Categorical):
         return process.space.mean(away)
     if not process.noised:
         return away.new_zeros(len(t))
-    factor = weight(process.schedule.lam(t)) * out**2
+    lam = process.schedule.lam(t)
+    factor = weight(lam) * out**2
+    if t.ndim > 1:
+        noisy = lam < LAM_MAX - 1e-6
+        factor = torch.where(noisy, factor, 0.0) * (noisy.shape[1] / noisy.sum(1, keepdim=True).clamp(min=1))
+        each = process.space.expand(factor.to(torch.float32), away)
+        return process.space.mean(each * away.float() ** 2)
     error: Tensor = factor.to(torch.float32) * process.space.mean(away.float() ** 2)
     return error
 
@@ -143,6 +151,8 @@ class Objective:
         field_weights: Constant per named field; those not named count 1, a 0 trains a field no further.
         uncertainty: Learned weight; the model that trains with it must own its parameters.
         self_condition: Share of the micro-batches in which a network that takes one sees its own previous estimate.
+        tokens: How the noise levels of a sample's tokens differ, for a process whose space names tokens; None for one
+            level per sample.
 
     Raises:
         ConfigError: For negative field weights, a share outside [0, 1], or an unknown coupling; when called, for names
@@ -158,6 +168,7 @@ class Objective:
     field_weights: Mapping[str, Any] | None = None
     uncertainty: Uncertainty | None = None
     self_condition: float = 0.5
+    tokens: TokenLevels | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameterization", by_field(self.parameterization))
@@ -166,11 +177,15 @@ class Objective:
         for c in leaves(self.field_weights or {}):
             if isinstance(c, bool) or not isinstance(c, int | float) or not 0 <= c < math.inf:
                 raise ConfigError(f"objective.field_weights: {c} must be a number of at least 0")
+        if self.tokens is not None and (self.importance or self.uncertainty is not None):
+            raise ConfigError("objective.tokens: importance and uncertainty want one noise level per sample")
         if not 0 <= self.self_condition <= 1:
             raise ConfigError(f"objective.self_condition={self.self_condition} must be in [0, 1]")
 
-    def levels(self, noise: KeyedNoise, step: int, positions: Tensor, total: int, schedule: Schedule) -> Tensor:
-        """Return the noise levels of the rows, shape (B,), float64.
+    def levels(
+        self, noise: KeyedNoise, step: int, positions: Tensor, total: int, schedule: Schedule, tokens: int | None = None
+    ) -> Tensor:
+        """Return the noise levels of the rows, shape (B,), float64, or of their tokens, (B, T).
 
         Arguments:
             noise: One stream per row.
@@ -178,12 +193,17 @@ class Objective:
             positions: Places of the rows in the global batch, shape (B,).
             total: Rows of the global batch, over all ranks.
             schedule: The reference schedule.
+            tokens: Number of tokens whose levels may differ; None for one level per row.
         """
         like = torch.empty(len(positions), dtype=torch.float64, device=positions.device)
         u = noise.uniform(like, step, TIME_STREAM)
         if self.stratified:
             u = (positions + u) / total
-        return self.density.quantile(u, schedule).clamp(-LAM_MAX, LAM_MAX)
+        if tokens is None or self.tokens is None:
+            return self.density.quantile(u, schedule).clamp(-LAM_MAX, LAM_MAX)
+        u, clean = self.tokens.quantiles(noise, step, u, tokens)
+        lam = self.density.quantile(u.flatten(), schedule).clamp(-LAM_MAX, LAM_MAX - 1).view(u.shape)
+        return torch.where(clean, LAM_MAX, lam)
 
     def __call__(
         self,
@@ -211,7 +231,7 @@ class Objective:
         if positions is None:
             positions = torch.arange(count, device=leaf.device)
         schedule = reference(process).schedule
-        lam = self.levels(noise, step, positions, total or count, schedule)
+        lam = self.levels(noise, step, positions, total or count, schedule, self._tokens(process, leaf))
         t = schedule.time(lam)
         eps = map_state(lambda x, p, stream: p.draw(x, noise, step, stream), x0, process, streams(process))
         eps = self.coupling(x0, eps, process)
@@ -219,7 +239,19 @@ class Objective:
         away, out = denoiser.residual(x0, eps, t, cond, previous)
         errors = list(leaves(map_state(field_error, away, out, process, self.weight, t)))
         per_sample = self._sum(errors, lam, schedule, _constants(self.field_weights, x0))
-        return Loss(per_sample.mean(), per_sample, lam)
+        return Loss(per_sample.mean(), per_sample, lam if lam.ndim == 1 else lam.mean(1))
+
+    def _tokens(self, process: Any, leaf: Tensor) -> int | None:
+        """Return how many tokens have levels of their own."""
+        if self.tokens is None:
+            return None
+        axes = reference(process).space.tokens
+        if len(axes) != 1:
+            raise ConfigError(
+                f"objective.tokens: the process's space names {len(axes)} axes of tokens; give it one, for example "
+                "process.space.tokens=[2]"
+            )
+        return leaf.shape[axes[0]]
 
     def _sum(self, errors: list[Tensor], lam: Tensor, schedule: Schedule, constants: list[float]) -> Tensor:
         """Return the sum over the fields, shape (B,)."""

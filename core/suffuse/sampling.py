@@ -22,6 +22,7 @@ from suffuse.edit import Edit
 from suffuse.edit import Path as Between
 from suffuse.errors import ConfigError
 from suffuse.model import Model, Recipe
+from suffuse.rollout import Window
 from suffuse.text import captions_of
 from suffuse.training.progress import Progress
 
@@ -38,11 +39,14 @@ class Sampling:
         seed: Seed of sample 0.
         edit: What is known of the samples.
         path: Where each sample stands between two ends, of as many rows as there are samples; all have the first seed.
+        window: How samples of another length than the training data's are drawn.
     """
 
     def __init__(
-        self, model: Model, codec: Any, recipe: Recipe, seed: int, edit: Edit | None = None, path: Between | None = None
-    ) -> None:
+        self, model: Model, codec: Any, recipe: Recipe, seed: int, edit: Edit | None = None,
+        path: Between | None = None, window: Window | None = None,
+    ) -> None:  # fmt: skip
+        self.window = window
         self.model, self.codec, self.recipe, self.seed = model, codec, recipe, seed
         self.edit, self.path = edit, path
 
@@ -53,7 +57,7 @@ class Sampling:
             seeds = torch.full_like(index, self.seed)
             path = Between({k: v[index] for k, v in path.raw.items()}, path.seeds[index], path.weight[index])
         like = empty(self.codec, self.model.facts, seeds, mine, self.model.device)
-        return self.codec.decode(self.model.draw(self.recipe, seeds, mine, like, self.edit, path))
+        return self.codec.decode(self.model.draw(self.recipe, seeds, mine, like, self.edit, path, self.window))
 
     def draw(self, index: Tensor, raw: Mapping[str, Tensor], batch: int, progress: Progress | None = None) -> Any:
         """Return the samples `index` in order, drawn `batch` at a time in this process."""

@@ -56,6 +56,9 @@ def by_field(what: Any) -> Any:
 class Space(ABC):
     """Geometry of one field."""
 
+    tokens: tuple[int, ...]
+    """Axes of the field that the axes of a per-token noise level name, counted from the batch as 0."""
+
     @abstractmethod
     def expand(self, v: Tensor, like: Tensor) -> Tensor:
         """Return `v` of shape (), (B,) or (B, T) with axes of length 1 added so that it broadcasts against `like`."""

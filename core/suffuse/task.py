@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from suffuse.autoencoder import Autoencoder
-from suffuse.codec import empty
+from suffuse.codec import empty, implied
 from suffuse.data import Data, spaced
 from suffuse.model import Facts, Model, Recipe
 from suffuse.overrides import own
@@ -100,7 +100,7 @@ class Diffusion(Task):
 
     def show(self, codec: Any, data: Data, num: int) -> tuple[Any, list[str]]:
         """Draw the seeds 0 to `num`."""
-        raw = self.model.conditioner.parse({}, num)
+        raw = self.model.conditioner.parse(implied(codec, self.model.conditioner), num)
         seeds = torch.arange(num)
         like = empty(codec, self.model.facts, seeds, raw, self.model.device)
         return codec.decode(self.model.draw(self.recipe, seeds, raw, like)), self.model.conditioner.captions(raw)
@@ -108,7 +108,7 @@ class Diffusion(Task):
     def results(self, codec: Any, data: Data, num: int, measured: int, seed: int, how: Mapping[str, str]) -> Results:
         """Draw as many samples as are asked for."""
         count = max(num, measured)
-        raw = self.model.conditioner.parse({}, count)
+        raw = self.model.conditioner.parse(implied(codec, self.model.conditioner), count)
         sampling = Sampling(self.model, codec, self.recipe, seed=seed)
         xs = sampling.draw(torch.arange(count), raw, batch=64, progress=Progress(count, word="sample"))
         rows = sampling.rows(torch.arange(num), {name: value[:num] for name, value in raw.items()}, how)

@@ -74,14 +74,21 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-6), nn.RMSNorm(self.head_dim, eps=1e-6)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, table: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Return the attended tokens, shape (B, N, width); `table` holds rotary positions."""
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None) -> Tensor:
+        """Return the attended tokens, shape (B, N, width).
+
+        Arguments:
+            x: Tokens.
+            table: Rotary positions.
+            mask: Boolean (B, N), true for what may be attended to; at least one of a row must.
+        """
         rows, tokens, width = x.shape
         q, k, v = self.qkv(x).view(rows, tokens, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = _normalised(q, self.q_norm), _normalised(k, self.k_norm)
         if table is not None:
             q, k = rotate(q, table), rotate(k, table)
-        mixed = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype))
+        where = None if mask is None else mask[:, None, None]
+        mixed = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), where)
         attended: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, tokens, width))
         return attended
 

@@ -3,12 +3,16 @@
 Blocks with adaptive layer norm that starts at zero ("Scalable Diffusion Models with Transformers", Peebles and Xie
 2023, section 3.2), rotary positions per axis, normalised queries and keys, gated feed-forward ("GLU Variants Improve
 Transformer", Shazeer 2020) of the same number of weights as a plain one.
+
+Slices of the first axis may have noise levels of their own, and may be missing: a state ``{"x": …, "mask": (B, T)}``
+says which of them exist, and nothing is attended to that does not.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from suffuse.errors import ConfigError
 from suffuse.nn.attention import Attention, CrossAttention, attended, rope
 from suffuse.nn.embed import Embedding, Placed, coordinates, spatial
+from suffuse.state import State
 
 __all__ = ["DiT"]
 
@@ -43,36 +48,77 @@ class _Block(nn.Module):
 
     def __init__(self, width: int, heads: int, ratio: float, dropout: float, context: int = 0) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attention, self.feed = Attention(width, heads), _Gated(width, ratio, dropout)
         self.modulate = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
         self.cross: CrossAttention | None = None
         if context:
-            self.cross_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
             self.cross = CrossAttention(width, context, heads)
 
-    def forward(
-        self, x: Tensor, embedded: Tensor, cos: Tensor, sin: Tensor, context: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Return the tokens, (B, N, width); `embedded` is (B, 1, width) or (B, N, width)."""
-        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(embedded).chunk(6, -1)
-        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, (cos, sin))
+    def forward(self, x: Tensor, embedded: Tensor, within: _Within, *context: Tensor | None) -> Tensor:
+        """Return the tokens, (B, N, width); `embedded` is (B, G, width) for G groups of equal size along N."""
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(embedded)[:, :, None].chunk(6, -1)
+        x = x + _gated(within(self.attention, _moved(self.norm(x), scale1, shift1)), gate1)
         if self.cross is not None:
-            assert context is not None  # asked for in the network's forward
-            x = x + self.cross(self.cross_norm(x), context, mask)
-        out: Tensor = x + gate2 * self.feed(self.norm2(x) * (1 + scale2) + shift2)
-        return out
+            assert context[0] is not None  # asked for in the network's forward
+            x = x + self.cross(self.norm(x), *context)
+        return x + _gated(self.feed(_moved(self.norm(x), scale2, shift2)), gate2)
+
+
+def _moved(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return tokens (B, N, width) scaled and shifted by groups (B, G, 1, width)."""
+    return (_grouped(x, scale) * (1 + scale) + shift).reshape(x.shape)
+
+
+def _gated(x: Tensor, gate: Tensor) -> Tensor:
+    """Return tokens (B, N, width) times their group's gate (B, G, 1, width)."""
+    return (_grouped(x, gate) * gate).reshape(x.shape)
+
+
+def _grouped(x: Tensor, like: Tensor) -> Tensor:
+    return x.reshape(x.shape[0], like.shape[1], -1, x.shape[2])
+
+
+class _Within(NamedTuple):
+    """Which tokens attend to each other: all, those at one place of the first axis, or those along it.
+
+    Arguments:
+        sizes: Tokens along each axis.
+        table: Rotary positions of the tokens that attend to each other.
+        mask: Which slices of the first axis exist, boolean (B, T), or None for all.
+        axis: None for all, 0 for along the first axis, 1 for within its slices.
+    """
+
+    sizes: tuple[int, ...]
+    table: tuple[Tensor, Tensor]
+    mask: Tensor | None
+    axis: int | None
+
+    def __call__(self, attention: nn.Module, x: Tensor) -> Tensor:
+        """Return attended tokens (B, N, width)."""
+        rows, _, width = x.shape
+        first, rest = self.sizes[0], math.prod(self.sizes[1:])
+        mask = self.mask
+        if self.axis is None:
+            keys = None if mask is None else mask.repeat_interleave(rest, 1)
+            out: Tensor = attention(x, self.table, keys)
+            return out
+        if self.axis == 1:
+            found = attention(x.reshape(rows * first, rest, width), self.table)
+            return found.reshape(x.shape)  # type: ignore[no-any-return]
+        across = x.reshape(rows, first, rest, width).transpose(1, 2).reshape(rows * rest, first, width)
+        found = attention(across, self.table, None if mask is None else mask.repeat_interleave(rest, 0))
+        return found.reshape(rows, rest, first, width).transpose(1, 2).reshape(x.shape)  # type: ignore[no-any-return]
 
 
 class DiT(nn.Module):
     """Diffusion transformer.
 
     Arguments:
-        shape: Shape (C, *spatial) of a state; the spatial sizes may differ at run time.
+        shape: Shape (C, *spatial) of a state; the spatial sizes may differ at run time. Of named fields, those of ``x``
+            and of its ``mask``.
         cond_dim: Size of the condition vector.
         patch: Size of a patch, a number or one per axis.
         width: Channels of a token.
@@ -85,17 +131,25 @@ class DiT(nn.Module):
         context_dim: Size of the tokens of a condition that every block attends to; 0 for none.
         placed: Width of a small network from position, noise level and condition to the first features, see `Placed`;
             0 for none: tokens then know where they stand to each other, not where they are.
+        attention: ``full``: all tokens attend to each other; ``axial``: blocks attend in turns within the slices of the
+            first axis and along it, which costs less where there are many ("ViViT", Arnab et al. 2021, model 3).
+        levels: Noise levels that a patch has: 1, or patch[0] when every slice of the first axis has its own.
 
     Raises:
         ConfigError: For arguments that do not fit together; in `forward`, for sizes the patch does not divide.
     """
 
     def __init__(
-        self, shape: Sequence[int], cond_dim: int = 0, patch: int | Sequence[int] = 2, width: int = 384,
-        depth: int = 12, heads: int = 6, mlp_ratio: float = 4.0, dropout: float = 0.0, checkpointing: bool = False,
-        self_condition: bool = False, context_dim: int = 0, placed: int = 0,
+        self, shape: Sequence[int] | Mapping[str, Sequence[int]], cond_dim: int = 0, patch: int | Sequence[int] = 2,
+        width: int = 384, depth: int = 12, heads: int = 6, mlp_ratio: float = 4.0, dropout: float = 0.0,
+        checkpointing: bool = False, self_condition: bool = False, context_dim: int = 0, placed: int = 0,
+        attention: str = "full", levels: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
+        if isinstance(shape, Mapping):
+            if set(shape) != {"x", "mask"}:
+                raise ConfigError(f"model: takes one tensor, or the fields x and mask, not {sorted(shape)}")
+            shape = shape["x"]
         self.context = context_dim
         self.axes = spatial(tuple(shape))
         self.patch = (patch,) * self.axes if isinstance(patch, int) else tuple(patch)
@@ -103,11 +157,16 @@ class DiT(nn.Module):
             raise ConfigError(f"model.patch={patch} must be a whole number of at least 1, or {self.axes} of them")
         if width // max(heads, 1) < 2 * self.axes:
             raise ConfigError(f"model: heads of {width // max(heads, 1)} channels are too small for {self.axes} axes")
+        if attention not in ("full", "axial") or (attention == "axial" and self.axes < 2):
+            raise ConfigError(f"model.attention={attention} must be full, or axial for a state of two axes or more")
+        if levels not in (1, self.patch[0]):
+            raise ConfigError(f"model.levels={levels} must be 1, or {self.patch[0]}, the patch along the first axis")
+        self.axial, self.levels = attention == "axial", levels
         self.channels, self.width, self.checkpointing = shape[0], width, checkpointing
         inside = self.channels * math.prod(self.patch)
         self.self_condition = self_condition
         self.enter = nn.Linear(inside * (1 + self_condition), width)
-        self.embed = Embedding(width, cond_dim)
+        self.embed = Embedding(width, cond_dim, levels)
         self.placed = Placed(self.axes, width, placed, width) if placed else None
         self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio, dropout, context_dim) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -117,35 +176,70 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(
-        self, x: Tensor, noise: Tensor, cond: Mapping[str, Tensor] | None = None, previous: Tensor | None = None
-    ) -> Tensor:
+        self, x: State, noise: Tensor, cond: Mapping[str, Tensor] | None = None, previous: State | None = None
+    ) -> State:
         """Return F of the shape of x.
 
         Arguments:
-            x: Shape (B, C, *spatial).
+            x: Shape (B, C, *spatial), or ``{"x": …, "mask": …}`` with a boolean mask (B, T) of the slices of the first
+                axis that exist; a patch exists when one of its slices does.
             noise: Shape (B,), or (B, T): one level per token, or per slice of equal size along the first axis.
             cond: Holds ``vector``, shape (B, cond_dim), for a conditional network; ``tokens``, shape (B, T,
                 context_dim), and their ``mask`` for one that attends to them.
             previous: Earlier estimate of x0, shaped like x; only with `self_condition`, None for zeros.
         """
+        if isinstance(x, Mapping):
+            earlier = previous["x"] if isinstance(previous, Mapping) else previous
+            mask = x["mask"]
+            assert isinstance(mask, Tensor)
+            return {"x": self._forward(x["x"], noise, cond, earlier, mask.bool())}
+        return self._forward(x, noise, cond, previous)
+
+    def _forward(
+        self, x: State, noise: Tensor, cond: Mapping[str, Tensor] | None, previous: State | None,
+        mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        assert isinstance(x, Tensor)
         sizes = self._grid(x)
         tokens = self._cut(x, sizes)
         if self.self_condition:
-            earlier = torch.zeros_like(tokens) if previous is None else self._cut(previous, sizes)
+            earlier = torch.zeros_like(tokens) if previous is None else self._cut(previous, sizes)  # type: ignore[arg-type]
             tokens = torch.cat([tokens, earlier], -1)
         h = self.enter(tokens)
-        embedded = self._tokens(self.embed(noise, cond), h.shape[1])
+        embedded = self._groups(self.embed(self._levels(noise, sizes), cond), h.shape[1])
         if self.placed is not None:
             h = h + self.placed(coordinates(sizes, h).flatten(1), embedded)
-        cos, sin = rope(sizes, self.width // self._heads, x.device)
-        given = (embedded, cos, sin, *attended(cond, self.context > 0))
-        for block in self.blocks:
+        ways, context = self._ways(sizes, x.device, mask), attended(cond, self.context > 0)
+        for number, block in enumerate(self.blocks):
+            given = (embedded, ways[number % len(ways)], *context)
             if self.checkpointing and torch.is_grad_enabled():
                 h = checkpoint(block, h, *given, use_reentrant=False)
             else:
                 h = block(h, *given)
-        scale, shift = self.modulate(embedded).chunk(2, -1)
-        return self._join(self.leave(self.norm(h) * (1 + scale) + shift), sizes)
+        scale, shift = self.modulate(embedded)[:, :, None].chunk(2, -1)
+        return self._join(self.leave(_moved(self.norm(h), scale, shift)), sizes)
+
+    def _levels(self, noise: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        """Return the levels as they are embedded: (B,), (B, G), or (B, levels) and (B, G, levels) with several."""
+        if self.levels == 1:
+            return noise
+        if noise.ndim == 1:
+            return noise[:, None].expand(-1, self.levels)
+        if noise.shape[1] != sizes[0] * self.levels:
+            raise ConfigError(
+                f"model: {noise.shape[1]} noise levels per sample are not those of its {sizes[0] * self.levels} slices"
+            )
+        return noise.reshape(len(noise), sizes[0], self.levels)
+
+    def _ways(self, sizes: tuple[int, ...], device: torch.device, mask: Tensor | None) -> list[_Within]:
+        """Return which tokens attend to each other, of blocks in turns."""
+        if mask is not None:
+            mask = mask.reshape(len(mask), sizes[0], self.patch[0]).any(-1)
+        head = self.width // self._heads
+        if not self.axial:
+            return [_Within(sizes, rope(sizes, head, device), mask, None)]
+        along, within = rope(sizes[:1], head, device), rope(sizes[1:], head, device)
+        return [_Within(sizes, within, mask, 1), _Within(sizes, along, mask, 0)]
 
     @property
     def _heads(self) -> int:
@@ -164,14 +258,13 @@ class DiT(nn.Module):
         return tuple(size // p for size, p in zip(sizes, self.patch, strict=True))
 
     @staticmethod
-    def _tokens(embedded: Tensor, count: int) -> Tensor:
-        """Return the embedding per token, (B, 1, width) or (B, count, width)."""
+    def _groups(embedded: Tensor, count: int) -> Tensor:
+        """Return the embedding of every group of equal size of the tokens, (B, G, width)."""
         if embedded.ndim == 2:
             return embedded[:, None]
-        given = embedded.shape[1]
-        if count % given:
-            raise ConfigError(f"model: {given} noise levels per sample do not divide its {count} tokens")
-        return embedded.repeat_interleave(count // given, 1)
+        if count % embedded.shape[1]:
+            raise ConfigError(f"model: {embedded.shape[1]} noise levels per sample do not divide its {count} tokens")
+        return embedded
 
     def _cut(self, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
         """Return the patches as tokens, (B, N, C prod(patch))."""

@@ -48,17 +48,19 @@ class Embedding(nn.Module):
     Arguments:
         width: Size of the result.
         cond_dim: Size of ``cond["vector"]``; 0 for an unconditional network.
+        levels: Noise levels that are embedded together, as a further last axis of what is given; 1 without that axis.
     """
 
-    def __init__(self, width: int, cond_dim: int = 0) -> None:
+    def __init__(self, width: int, cond_dim: int = 0, levels: int = 1) -> None:
         super().__init__()
-        self.width = width
-        self.noise = nn.Sequential(nn.Linear(128, width), nn.SiLU(), nn.Linear(width, width))
+        self.width, self.levels = width, levels
+        self.noise = nn.Sequential(nn.Linear(128 * levels, width), nn.SiLU(), nn.Linear(width, width))
         self.cond = nn.Linear(cond_dim, width) if cond_dim else None
 
     def forward(self, noise: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the embedding after its last nonlinearity."""
-        embedded: Tensor = self.noise(fourier(noise, 128))
+        features = fourier(noise, 128)
+        embedded: Tensor = self.noise(features if self.levels == 1 else features.flatten(-2))
         if self.cond is not None:
             if cond is None or "vector" not in cond:
                 raise ConfigError("model: a conditional network needs cond['vector']")
@@ -101,8 +103,9 @@ class Placed(nn.Module):
 
         Arguments:
             where: Coordinates in [-1, 1], shape (axes, N).
-            embedded: Shape (B, 1, embed), or (B, N, embed) with one per position.
+            embedded: Shape (B, G, embed) for G groups of equal size along the positions.
         """
         features = fourier(where.T, self.FEATURES).flatten(1).to(embedded.dtype)
-        found: Tensor = self.rest(self.where(features) + self.what(embedded))
+        here = self.where(features).reshape(embedded.shape[1], -1, self.what.out_features)
+        found: Tensor = self.rest((here + self.what(embedded)[:, :, None]).flatten(1, 2))
         return found

@@ -199,12 +199,8 @@ class UNet(nn.Module):
     def _place(self, h: Tensor, embedded: Tensor) -> Tensor:
         """Return what the condition says about each position, shaped like h."""
         assert self.placed is not None
-        sizes = h.shape[2:]
-        if embedded.ndim == 2:
-            embedded = embedded[:, None]
-        elif len(sizes) > 1:
-            embedded = embedded.repeat_interleave(math.prod(sizes[1:]), 1)
-        found: Tensor = self.placed(coordinates(sizes, h).flatten(1), embedded)
+        embedded = embedded[:, None] if embedded.ndim == 2 else embedded
+        found: Tensor = self.placed(coordinates(h.shape[2:], h).flatten(1), embedded)
         return found.transpose(1, 2).reshape(h.shape)
 
     def _run(self, block: nn.Module, h: Tensor, given: tuple[Tensor, Tensor | None, Tensor | None]) -> Tensor:

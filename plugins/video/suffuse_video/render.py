@@ -24,7 +24,7 @@ SPEEDS = (0.05, 0.10)
 """Least and greatest speed in picture sides per frame."""
 
 
-def render(clip: Clip, seed: int, frames: int = 8, size: int = 24) -> NDArray[np.float32]:
+def render(clip: Clip, seed: int, frames: int = 8, size: int = 24, start: int = 0) -> NDArray[np.float32]:
     """Return the clip, float32 (3, frames, size, size) in [0, 1].
 
     Arguments:
@@ -32,6 +32,7 @@ def render(clip: Clip, seed: int, frames: int = 8, size: int = 24) -> NDArray[np
         seed: Decides everything that `clip` leaves open.
         frames: Number of frames.
         size: Side in pixels.
+        start: First frame, counted from the clip's beginning, of which the description speaks.
     """
     random = np.random.default_rng([seed, 31_337])
     count, radius = COUNTS[clip["count"]], RADIUS * size
@@ -43,7 +44,7 @@ def render(clip: Clip, seed: int, frames: int = 8, size: int = 24) -> NDArray[np
     places = radius + (free - 2.2 * speeds) * random.random(count)
     if sum(step) < 0:
         places = size - places
-    t = np.arange(frames)
+    t = start + np.arange(frames)
     centres = np.empty((count, frames, 2))
     along = 0 if step[0] else 1
     for i in range(count):

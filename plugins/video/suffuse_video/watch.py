@@ -124,14 +124,23 @@ def _direction(tracks: list[_Float]) -> str:
 def _residual(track: _Float, axis: int, radius: float, size: int) -> float:
     """Return the distance of a track from the nearest motion at one speed between the walls, in pixels."""
     t = np.arange(len(track))
-    low, high = SPEEDS[0] * size * 0.6, SPEEDS[1] * size * 1.4
     free = size - 2 * radius
-    speeds = np.linspace(low, high, 60)
-    starts = np.linspace(0, 2 * free, 80, endpoint=False) + radius
     along = track[:, axis]
-    # The centre of mass of a triangle is off the middle of its box, so a constant is fitted as well.
-    path = bounced(starts[:, None, None] + speeds[None, :, None] * t, radius, size)
-    gap = along - path
-    gap = gap - np.clip(gap.mean(-1, keepdims=True), -radius / 2, radius / 2)
+    speed, start = 0.5 * (SPEEDS[0] * 0.6 + SPEEDS[1] * 1.4) * size, radius + free
+    half_speed, half_start = 0.5 * (SPEEDS[1] * 1.4 - SPEEDS[0] * 0.6) * size, free
+    best = np.inf
+    # A grid of speeds and starts, then finer ones around the best: the error of a speed grows with the time.
+    for count in (max(60, 8 * len(track)), 17, 17):
+        speeds = np.linspace(speed - half_speed, speed + half_speed, count)
+        starts = np.linspace(start - half_start, start + half_start, max(count, 80) if count > 17 else count)
+        path = bounced(starts[:, None, None] + speeds[None, :, None] * t, radius, size)
+        gap = along - path
+        # The centre of mass of a triangle is off the middle of its box, so a constant is fitted as well.
+        gap = gap - np.clip(gap.mean(-1, keepdims=True), -radius / 2, radius / 2)
+        error = (gap**2).mean(-1)
+        i, j = np.unravel_index(error.argmin(), error.shape)
+        best = min(best, float(error[i, j]))
+        start, speed = float(starts[i]), float(speeds[j])
+        half_start, half_speed = 2 * half_start / (len(starts) - 1), 2 * half_speed / (count - 1)
     across = track[:, 1 - axis] - track[:, 1 - axis].mean()
-    return float(np.sqrt((gap**2).mean(-1).min() + (across**2).mean()))
+    return float(np.sqrt(best + (across**2).mean()))

@@ -1,1 +1,5 @@
-"""Metrics of the video package."""
+"""Metrics of clips."""
+
+from suffuse_video.metrics.attributes import Attributes
+
+__all__ = ["Attributes"]

@@ -1,0 +1,147 @@
+r"""Rollout: samples of which some tokens are given, and samples longer than those of training.
+
+A model that was trained with noise levels per token (`suffuse.levels`) is asked with the given tokens clean and the
+rest on the sampler's grid: a given token has t = 0 throughout, so it never changes, and the others see it as it is. A
+longer sample is drawn window by window, each beginning with the last tokens of the one before ("Diffusion Forcing:
+Next-token Prediction Meets Full-Sequence Diffusion", Chen et al. 2024, section 3.2, with all new tokens of a window at
+one level). Whether a token is a frame, a second of sound or a residue is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from suffuse.errors import ConfigError
+from suffuse.grid import Grid
+from suffuse.levels import CLEAN
+from suffuse.noise import KeyedNoise
+from suffuse.process import Process
+from suffuse.schedule import Schedule
+
+__all__ = ["APART", "Part", "Window", "begin", "further", "given_tokens", "parts", "roll", "with_given"]
+
+Mask = NDArray[np.bool_]
+
+APART = 2**44
+"""Between the seeds of a sample's windows; the first window has the sample's own."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a long sample is drawn.
+
+    Arguments:
+        size: Tokens that are drawn at a time; None for as many as the training data has, 0 for all at once.
+        overlap: Tokens of a window that the next one begins with; None for half of them.
+
+    Raises:
+        ConfigError: Unless 0 < overlap < size.
+    """
+
+    size: int | None = None
+    overlap: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("size", "overlap"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise ConfigError(f"window.{name}={value} must be a whole number of at least 0")
+
+    def fitted(self, trained: int, length: int) -> tuple[int, int]:
+        """Return size and overlap for a sample of `length` tokens of a model that was trained on `trained`."""
+        size = trained if self.size is None else self.size or length
+        overlap = size // 2 if self.overlap is None else self.overlap
+        if length > size and not 0 < overlap < size:
+            raise ConfigError(f"window.overlap={overlap} must be above 0 and below window.size={size}")
+        return size, overlap
+
+
+class Part(NamedTuple):
+    """One window: its number, its first token, and how many tokens at its beginning are known from the one before."""
+
+    number: int
+    first: int
+    known: int
+
+
+def parts(length: int, size: int, overlap: int) -> Iterator[Part]:
+    """Yield the windows that cover `length` tokens; the last one may know more of the one before."""
+    yield Part(0, 0, 0)
+    number, end = 0, size
+    while end < length:
+        number, first = number + 1, min(end - overlap, length - size)
+        yield Part(number, first, end - first)
+        end = first + size
+
+
+def given_tokens(mask: Tensor, axis: int) -> Mask | None:
+    """Return which tokens a mask keeps wholly, boolean (T,), or None when it keeps parts of tokens.
+
+    Arguments:
+        mask: Boolean, shaped like a state of one row, true where it is kept.
+        axis: The tokens' axis.
+    """
+    flat = mask.transpose(0, axis).flatten(1)
+    every, some = flat.all(1), flat.any(1)
+    return every.cpu().numpy() if bool((every == some).all()) else None
+
+
+def with_given(grid: Grid, given: Mask, schedule: Schedule) -> Grid:
+    """Return the grid with a time per token, at which given ones rest without noise."""
+    rest = float(schedule.time(torch.tensor(CLEAN, dtype=torch.float64)))
+    return Grid(np.where(given[None], rest, grid.t[:, None]), grid.clean)
+
+
+def begin(
+    process: Process, like: Tensor, noise: KeyedNoise, grid: Grid, known: Tensor, given: Mask, axis: int
+) -> Tensor:
+    """Return where sampling starts: noise, and the known content of the given tokens."""
+    x = process.prior(like, process.draw(like, noise, 0, 0), torch.from_numpy(grid.t[0])[None])
+    kept = torch.from_numpy(given).to(x.device).view([-1 if i == axis else 1 for i in range(x.ndim)])
+    return torch.where(kept, known.to(x), x)
+
+
+def roll(
+    draw: Callable[[Part, Tensor, Tensor, Mask], Tensor], like: Tensor, axis: int, size: int, overlap: int,
+    known: Tensor | None = None, given: Mask | None = None,
+) -> Tensor:  # fmt: skip
+    """Return a sample of the shape of `like`, drawn window by window.
+
+    Arguments:
+        draw: Called with the window, an empty state of its size, known content and which of its tokens are given;
+            returns the window.
+        like: Shape of the whole.
+        axis: The tokens' axis.
+        size: Tokens of a window.
+        overlap: Tokens that a window begins with.
+        known: Content of given tokens, of one row or all; None for none.
+        given: Which tokens of the whole are given, boolean (T,).
+    """
+    length = like.shape[axis]
+    room = max(length, size)
+    shape = [*like.shape[:axis], room, *like.shape[axis + 1 :]]
+    whole = torch.zeros(shape, device=like.device, dtype=like.dtype)
+    held = np.zeros(room, dtype=bool)
+    if known is not None and given is not None:
+        whole.narrow(axis, 0, length).copy_(known.to(whole).expand(like.shape))
+        held[:length] = given
+    for part in parts(length, size, overlap):
+        mask = held[part.first : part.first + size].copy()
+        mask[: part.known] = True
+        here = whole.narrow(axis, part.first, size)
+        here.copy_(draw(part, torch.empty_like(here), here.clone(), mask))
+    return whole.narrow(axis, 0, length)
+
+
+def further(raw: dict[str, Any], clock: str | None, tokens: int) -> dict[str, Any]:
+    """Return conditions as they are so many tokens later: the one that counts tokens is moved on."""
+    if not tokens or clock is None or clock not in raw:
+        return raw
+    return {**raw, clock: raw[clock] + tokens}
