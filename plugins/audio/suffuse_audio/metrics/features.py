@@ -111,13 +111,14 @@ def distance(a: Tensor, b: Tensor) -> float:
     "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", Heusel et al. 2017, section 4.
     """
     import numpy as np
-    from scipy import linalg
 
     x, y = a.double().numpy(), b.double().numpy()
     one, two = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
-    root = linalg.sqrtm(one @ two + 1e-8 * np.eye(len(one)))
-    root = root.real if np.iscomplexobj(root) else root
-    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(one + two - 2 * root))
+    # The trace of (one two)^(1/2) by eigenvalues of a symmetric matrix: exact for small and for singular covariances.
+    values, vectors = np.linalg.eigh(one)
+    half = vectors * np.sqrt(values.clip(min=0))
+    cross = np.sqrt(np.linalg.eigvalsh(half.T @ two @ half).clip(min=0)).sum()
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(one) + np.trace(two) - 2 * cross)
 
 
 class Features:

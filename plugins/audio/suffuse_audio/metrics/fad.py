@@ -1,0 +1,138 @@
+"""Fad: Fréchet audio distance in the features of a pretrained model.
+
+The distance of two Gaussians fitted to features of sounds ("Fréchet Audio Distance: A Metric for Evaluating Music
+Enhancement Algorithms", Kilgour et al. 2019, eq. 1), here those of CLAP's audio tower ("Large-scale Contrastive
+Language-Audio Pretraining with Feature Fusion and Keyword-to-Caption Augmentation", Wu et al. 2023), projected and
+of unit length, whose distances follow listeners better than those of VGGish ("Adapting Frechet Audio Distance for
+Generative Music Evaluation", Gui et al. 2024). Unlike `Features` it compares runs on different data.
+
+It reads a folder of transformers: fadtk, kadtk and frechet-audio-distance compare folders of files with weights that
+they download by name, are untyped, and pull in laion-clap, with NumPy below 2 or older transformers for most.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from suffuse.data import Data, spaced
+from suffuse.errors import ConfigError, DataError
+from torch import Tensor
+
+from suffuse_audio import dsp
+from suffuse_audio.metrics.features import distance
+
+__all__ = ["Clap", "Fad"]
+
+_log = logging.getLogger(__name__)
+
+
+class Clap:
+    """The audio tower of a CLAP model.
+
+    Arguments:
+        path: A folder with ``config.json``, ``preprocessor_config.json`` and ``model.safetensors``, or a name on the
+            hub.
+        download: Allow the hub; else only what is on disk.
+        batch: Sounds at a time.
+
+    Raises:
+        ConfigError: Without `path`, without transformers, or when there is no such model.
+    """
+
+    def __init__(self, path: str | None, download: bool = False, batch: int = 16) -> None:
+        if not path:
+            raise ConfigError("metrics.path is not set; give a folder with a CLAP model (config.json, safetensors)")
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ConfigError(f"metrics.batch={batch} must be a whole number of at least 1")
+        self.batch = batch
+        self.extractor, self.model = _loaded(str(path), download)
+        self.rate = int(self.extractor.sampling_rate)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, rate: int) -> Tensor:
+        """Return features (K, D) of sounds (K, C, N), mixed to mono; of long ones the first ten seconds count."""
+        self.model.to(x.device)
+        found = [self._features(dsp.resample(part.float().mean(1), rate, self.rate)) for part in x.split(self.batch)]
+        return torch.cat(found).cpu()
+
+    def _features(self, mono: Tensor) -> Tensor:
+        # Whatever is longer would be cropped at random, or fused from random crops.
+        rows = list(mono[:, : self.extractor.nb_max_samples].cpu().numpy())
+        read = self.extractor(rows, sampling_rate=self.rate, return_tensors="pt")
+        longer = torch.zeros(len(rows), 1, dtype=torch.bool, device=mono.device)
+        out = self.model.get_audio_features(
+            input_features=read["input_features"].to(mono.device, torch.float32), is_longer=longer
+        )
+        features: Tensor = out if isinstance(out, Tensor) else out.pooler_output
+        return features.float()
+
+
+class Fad:
+    """Fréchet audio distance of samples to training sounds, beside that of held-out sounds.
+
+    - ``fad``: distance of the samples to `reference` training sounds, 0 at best.
+    - ``fad_real``: distance of held-out sounds to them. It is what a perfect model would score.
+    - ``fad_num``: how many sounds either is of: as many held-out ones as samples, for few sounds are further away.
+
+    Arguments:
+        path: See `Clap`.
+        download: See `Clap`.
+        batch: See `Clap`.
+        reference: Training sounds that are looked at, evenly spaced.
+
+    Raises:
+        ConfigError: As `Clap`, and when `reference` is below 2.
+    """
+
+    def __init__(self, path: str | None = None, download: bool = False, batch: int = 16, reference: int = 1000) -> None:
+        if isinstance(reference, bool) or not isinstance(reference, int) or reference < 2:
+            raise ConfigError(f"metrics.reference={reference} must be a whole number of at least 2")
+        self.clap, self.reference = Clap(path, download, batch), reference
+
+    def __call__(self, samples: Tensor, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
+        """Return the figures of samples (K, C, N).
+
+        Raises:
+            DataError: With fewer than two samples or held-out sounds.
+        """
+        val: Any = data.val
+        count = min(len(samples), len(val))
+        if count < 2:
+            raise DataError(f"metrics: {count} sounds are too few for a distance; raise metrics_num or hold out more")
+        rate = int(data.spec.about.get("rate", 8000))
+        of_train = self._real(data.train, self.reference, rate)
+        _log.info("metrics: Fréchet distances of %d sounds to %d training sounds", count, len(of_train))
+        return {
+            "fad": distance(self.clap(samples[:count], rate), of_train),
+            "fad_real": distance(self._real(val, count, rate), of_train),
+            "fad_num": float(count),
+        }
+
+    def _real(self, split: Any, count: int, rate: int) -> Tensor:
+        chosen = spaced(len(split), count)
+        size = self.clap.batch
+        parts = [torch.stack([split[k]["x"] for k in chosen[i : i + size]]) for i in range(0, len(chosen), size)]
+        return torch.cat([self.clap(part, rate) for part in parts])
+
+
+def _loaded(path: str, download: bool) -> tuple[Any, Any]:
+    """Return feature extractor and model in evaluation mode."""
+    folder = Path(path).expanduser()
+    if not download and not folder.is_dir():
+        raise ConfigError(f"metrics.path={path}: no such folder; allow the hub with metrics.download=true")
+    try:
+        from transformers import ClapFeatureExtractor, ClapModel
+    except ImportError as error:
+        raise ConfigError("metrics=audio/fad needs transformers: pip install 'suffuse[text]'") from error
+    where = str(folder) if folder.is_dir() else path
+    try:
+        extractor = ClapFeatureExtractor.from_pretrained(where, local_files_only=not download)
+        model = ClapModel.from_pretrained(where, local_files_only=not download, use_safetensors=True)
+    except Exception as error:  # the library raises a dozen kinds for what a wrong folder or no network causes
+        text = " ".join(str(error).split())[:300]
+        raise ConfigError(f"metrics.path={path}: transformers cannot load it ({text})") from error
+    return extractor, model.eval().requires_grad_(False)
