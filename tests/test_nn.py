@@ -326,3 +326,12 @@ def test_axial_attention_needs_axes_and_every_weight_learns() -> None:
     for options in ({"attention": "axial"}, {"attention": "ring"}, {"levels": 3}):
         with pytest.raises(ConfigError, match=r"model.attention|model.levels"):
             DiT((3, 8), width=48, depth=1, heads=2, patch=2, **options)
+
+
+def test_a_unet_that_is_told_several_levels() -> None:
+    network = awake(seeded(UNet, SHAPES[2], **UNET, levels=3)).eval()
+    x, _, _ = inputs(SHAPES[2])
+    a, b = torch.tensor([[0.0, 1.0, 2.0]] * 3), torch.tensor([[2.0, 1.0, 0.0]] * 3)
+    assert (network(x, a) - network(x, b)).abs().max() > 1e-3
+    with pytest.raises(ConfigError, match="3 noise levels are wanted"):
+        network(x, torch.zeros(3, 2))

@@ -89,6 +89,7 @@ class UNet(nn.Module):
         kernel: Size of the convolutions, odd.
         placed: Width of a small network from position, noise level and condition to the first features, see `Placed`;
             0 for none.
+        levels: Noise levels of a state that has several without an axis for them, all of which every position is told.
 
     Raises:
         ConfigError: For arguments that do not fit together; in `forward`, for sizes the total factor does not divide.
@@ -99,8 +100,10 @@ class UNet(nn.Module):
         blocks: int = 1, attention: Sequence[int] = (1,), head_dim: int = 32, factors: Factor | Sequence[Factor] = 2,
         patch: Factor = 1, coordinates: bool = False, dropout: float = 0.0, checkpointing: bool = False,
         self_condition: bool = False, context_dim: int = 0, kernel: int = 3, placed: int = 0,
+        levels: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.levels = levels
         if kernel < 1 or kernel % 2 == 0:
             raise ConfigError(f"model.kernel={kernel} must be an odd number of at least 1")
         self.context = context_dim if attention else 0
@@ -120,7 +123,7 @@ class UNet(nn.Module):
         self.factor = tuple(math.prod(f) for f in zip(self.patch, *self.steps, strict=True))
 
         embed = 4 * width
-        self.embed = Embedding(embed, cond_dim)
+        self.embed = Embedding(embed, cond_dim, self.levels)
         widths = [round(width * m) for m in multipliers]
         inside = self.channels * math.prod(self.patch)
         self.enter = conv(self.axes, inside * (1 + self_condition) + self.axes * coordinates, width)
@@ -163,7 +166,8 @@ class UNet(nn.Module):
 
         Arguments:
             x: Shape (B, C, *spatial).
-            noise: Shape (B,), or (B, T) with one level per slice of the first spatial axis, which is then kept whole.
+            noise: Shape (B,), or (B, T) with one level per slice of the first spatial axis, which is then kept whole;
+                (B, levels) with several.
             cond: Holds ``vector``, shape (B, cond_dim), for a conditional network; ``tokens``, shape (B, T,
                 context_dim), and their ``mask`` for one that attends to them.
             previous: Earlier estimate of x0, shaped like x; only with `self_condition`, None for zeros.
@@ -218,7 +222,10 @@ class UNet(nn.Module):
             )
         if any(size % factor for size, factor in zip(sizes, self.factor, strict=True)):
             raise ConfigError(f"model: size {sizes} is not divisible by the network's factor {self.factor}")
-        if noise.ndim == 2 and (self.factor[0] != 1 or noise.shape[1] != sizes[0]):
+        if self.levels > 1:
+            if noise.shape[1:] != (self.levels,):
+                raise ConfigError(f"model: {self.levels} noise levels are wanted, not {tuple(noise.shape[1:])}")
+        elif noise.ndim == 2 and (self.factor[0] != 1 or noise.shape[1] != sizes[0]):
             raise ConfigError(
                 f"model: per-token noise of shape {tuple(noise.shape)} needs one level per slice of the first axis "
                 f"({sizes[0]}) and a factor of 1 along it, not {self.factor[0]}"

@@ -130,9 +130,9 @@ def _residual(track: _Float, axis: int, radius: float, size: int) -> float:
     half_speed, half_start = 0.5 * (SPEEDS[1] * 1.4 - SPEEDS[0] * 0.6) * size, free
     best = np.inf
     # A grid of speeds and starts, then finer ones around the best: the error of a speed grows with the time.
-    for count in (max(60, 8 * len(track)), 17, 17):
+    for count, places in ((max(50, 4 * len(track)), 60), (13, 13), (13, 13)):
         speeds = np.linspace(speed - half_speed, speed + half_speed, count)
-        starts = np.linspace(start - half_start, start + half_start, max(count, 80) if count > 17 else count)
+        starts = np.linspace(start - half_start, start + half_start, places)
         path = bounced(starts[:, None, None] + speeds[None, :, None] * t, radius, size)
         gap = along - path
         # The centre of mass of a triangle is off the middle of its box, so a constant is fitted as well.
@@ -141,6 +141,6 @@ def _residual(track: _Float, axis: int, radius: float, size: int) -> float:
         i, j = np.unravel_index(error.argmin(), error.shape)
         best = min(best, float(error[i, j]))
         start, speed = float(starts[i]), float(speeds[j])
-        half_start, half_speed = 2 * half_start / (len(starts) - 1), 2 * half_speed / (count - 1)
+        half_start, half_speed = 2 * half_start / (places - 1), 2 * half_speed / (count - 1)
     across = track[:, 1 - axis] - track[:, 1 - axis].mean()
     return float(np.sqrt(best + (across**2).mean()))

@@ -118,10 +118,10 @@ def kept(mask: str, frames: int, fps: float) -> Tensor:
 
         first = frame(match[1], 0, 0) if not (match[1] or "").endswith("s") else int(float(match[1][:-1]) * fps)
         last = frame(match[3], frames - 1, 1) if match[2] else first
-        if last < first:
-            raise ConfigError(f"mask={mask}: {part!r} ends before it starts")
         if first >= frames:
             raise ConfigError(f"mask={mask}: {part!r} starts behind the clip, whose frames are 0-{frames - 1}")
+        if last < first:
+            raise ConfigError(f"mask={mask}: {part!r} ends before it starts")
         anew[first : last + 1] = True
     if anew.all() or not anew.any():
         raise ConfigError(f"mask={mask}: {'everything' if anew.all() else 'nothing'} would be made anew")

@@ -89,6 +89,4 @@ def figures(asked: list[Clip], seen: list[Seen], seed: int = 0) -> dict[str, flo
 
 def _asked(samples: Any, captions: list[str]) -> list[tuple[Clip, np.ndarray[Any, Any]]]:
     known = by_caption()
-    return [
-        (known[caption], x.cpu().numpy()) for x, caption in zip(samples, captions, strict=True) if caption in known
-    ]
+    return [(known[caption], x.cpu().numpy()) for x, caption in zip(samples, captions, strict=True) if caption in known]
