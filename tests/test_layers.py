@@ -48,6 +48,7 @@ FLOORS = {
                 "rollout",
                 "preview",
                 "metrics",
+                "frechet",
                 "build",
                 "checkpoint",
                 "posthoc",

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from suffuse_image.features import FeatureNet, stack, train
-from suffuse_image.frechet import frechet
+from suffuse.frechet import frechet
 
 __all__ = ["FeatureMetrics", "nearest"]
 
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 class FeatureMetrics:
     """Figures of samples against the run's data.
 
-    - ``frechet``: distance of the samples to the held-out pictures (`suffuse_image.frechet`), 0 at best.
+    - ``frechet``: distance of the samples to the held-out pictures (`suffuse.frechet`), 0 at best.
     - ``frechet_real``: the same of as many training pictures; samples as good as real ones come near it.
     - ``agreement``: share of the samples that the classifier gives the class they were drawn for.
     - ``agreement_real``: its accuracy on held-out pictures, the most that ``agreement`` can be trusted to mean.

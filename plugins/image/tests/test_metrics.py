@@ -11,7 +11,7 @@ from suffuse.errors import ConfigError, DataError
 from suffuse_image.data import MNIST, Digits
 from suffuse_image.data.pictures import Pictures
 from suffuse_image.features import stack, train
-from suffuse_image.frechet import frechet
+from suffuse.frechet import frechet
 from suffuse_image.metrics import FeatureMetrics, nearest
 
 

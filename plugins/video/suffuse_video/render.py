@@ -18,7 +18,7 @@ __all__ = ["BACKGROUND", "RADIUS", "SPEEDS", "bounced", "drawn", "render"]
 _Float = NDArray[np.float64]
 
 BACKGROUND = (0.06, 0.06, 0.12)
-RADIUS = 0.17
+RADIUS = 0.2
 """Radius of an object as a share of the picture's side."""
 SPEEDS = (0.05, 0.10)
 """Least and greatest speed in picture sides per frame."""

@@ -1,5 +1,7 @@
 """Metrics of clips."""
 
 from suffuse_video.metrics.attributes import Attributes
+from suffuse_video.metrics.auto import Auto
+from suffuse_video.metrics.features import Features
 
-__all__ = ["Attributes"]
+__all__ = ["Attributes", "Auto", "Features"]

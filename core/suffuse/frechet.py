@@ -6,7 +6,7 @@ for means m and covariances S. Source: M. Heusel et al., "GANs Trained by a Two 
 Local Nash Equilibrium" (2017), equation 6, after D. Dowson and B. Landau, "The Fréchet distance between multivariate
 normal distributions" (1982). With S = R^T R from a QR decomposition of the centred features, the trace of the root is
 the sum of the singular values of R1 R2^T: no covariance is formed, so none of its digits are lost, and features may
-outnumber the pictures. All of it is float64.
+outnumber the samples. All of it is float64.
 """
 
 from __future__ import annotations

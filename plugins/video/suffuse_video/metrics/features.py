@@ -1,0 +1,176 @@
+"""Features: how close clips come to held-out ones, and whether they are what was asked for.
+
+All figures come from a small network trained on the run's own training clips to tell what they were asked for: their
+classes, or their captions where those are few. It sees single frames and how they differ from the one before, so both
+looks and motion count. They compare runs on the same data; each stands beside what real held-out clips score.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from suffuse.data import Data, spaced
+from suffuse.errors import ConfigError, DataError
+from suffuse.frechet import frechet
+from suffuse.text import captions_of
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["ClipNet", "Features", "train"]
+
+_log = logging.getLogger(__name__)
+
+SIDE, FRAMES, CAPTIONS = 32, 16, 400
+"""Largest side and number of frames that the network sees, and the most captions that are told apart."""
+
+
+class ClipNet(nn.Module):
+    """Convolutions over frames and their differences, then over time: features, and a class.
+
+    Arguments:
+        classes: Number of classes.
+        width: Channels of the first convolution.
+    """
+
+    def __init__(self, classes: int, width: int = 24) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 6
+        for outputs in (width, 2 * width, 4 * width):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+            inputs = outputs
+        self.looks = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.motion = nn.Sequential(nn.Conv1d(4 * inputs, 128, 3, padding=1), nn.BatchNorm1d(128), nn.ReLU())
+        self.leave = nn.Sequential(nn.Dropout(0.2), nn.Linear(256, classes))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return features (B, 256) of clips (B, 3, T, H, W) in [0, 1]."""
+        frames = x.transpose(1, 2)
+        change = torch.diff(frames, dim=1, prepend=frames[:, :1])
+        seen = torch.cat([2 * frames - 1, 4 * change], 2)
+        looks = self.looks(seen.flatten(0, 1)).reshape(len(x), x.shape[2], -1)
+        h = self.motion(looks.transpose(1, 2))
+        return torch.cat([h.mean(-1), h.amax(-1)], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of the classes."""
+        logits: Tensor = self.leave(self.features(x))
+        return logits
+
+    @torch.no_grad()
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features and the most likely classes of uint8 clips."""
+        features = torch.cat([self.features(part.float() / 255) for part in x.split(128)])
+        return features, self.leave(features).argmax(1)
+
+
+def train(x: Tensor, labels: Tensor, classes: int, steps: int = 400, seed: int = 0) -> ClipNet:
+    """Return a network trained to tell classes; a function of its arguments.
+
+    Arguments:
+        x: uint8 clips (K, 3, T, H, W).
+        labels: Class of each, shape (K,).
+        classes: How many there are.
+        steps: Batches of 48.
+        seed: Seed of weights and batches.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        net = ClipNet(classes)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.02)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=max(steps, 4))
+        for _ in range(steps):
+            rows = torch.randint(len(x), (48,))
+            loss = F.cross_entropy(net(x[rows].float() / 255), labels[rows], label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    return net.eval()
+
+
+class Features:
+    """Figures of clips against the run's data.
+
+    - ``agreement``: share of the samples that the classifier gives the class (or caption) they were drawn for.
+    - ``agreement_real``: its accuracy on held-out clips, the most that ``agreement`` can be trusted to mean.
+    - ``frechet``: distance of the samples to held-out clips in its features (`suffuse.frechet`), 0 at best;
+      ``frechet_real`` of as many training clips.
+
+    Arguments:
+        train_steps: Batches of the classifier.
+        seed: Seed of the network.
+
+    Raises:
+        ConfigError: When `train_steps` is below 1.
+    """
+
+    def __init__(self, train_steps: int = 400, seed: int = 0) -> None:
+        if isinstance(train_steps, bool) or not isinstance(train_steps, int) or train_steps < 1:
+            raise ConfigError(f"metrics.train_steps={train_steps} must be a whole number of at least 1")
+        self.train_steps, self.seed = train_steps, seed
+
+    def __call__(self, samples: Tensor, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
+        """Return the figures.
+
+        Arguments:
+            samples: Clips (K, 3, T, H, W) in [0, 1].
+            cond: Conditions of the samples, with ``label`` or ``text``.
+            data: The data of the run.
+
+        Raises:
+            DataError: With fewer than two samples or classes, or too many captions to tell apart.
+        """
+        if len(samples) < 2:
+            raise DataError("metrics: fewer than two samples; raise metrics_num")
+        x, asked_train = _taken(data.train, 3000)
+        val, asked_val = _taken(data.val, 1000)
+        names = sorted(set(asked_train))
+        if not 2 <= len(names) <= CAPTIONS:
+            raise DataError(
+                f"metrics=video/features tells 2 to {CAPTIONS} classes or captions apart; the data has {len(names)}"
+            )
+        number = {name: i for i, name in enumerate(names)}
+        net = train(x, torch.tensor([number[name] for name in asked_train]), len(names), self.train_steps, self.seed)
+        features, guess = net.read(_small(samples))
+        of_val, guess_val = net.read(val)
+        of_train, _ = net.read(x[: max(2, len(features))])
+        figures = _agreement("agreement", guess, [number.get(name, -1) for name in _asked(cond, len(samples))])
+        figures |= _agreement("agreement_real", guess_val, [number.get(name, -1) for name in asked_val])
+        return figures | {"frechet": frechet(features, of_val), "frechet_real": frechet(of_train, of_val)}
+
+
+def _agreement(name: str, guess: Tensor, wanted: list[int]) -> dict[str, float]:
+    asked = torch.tensor(wanted)
+    known = asked >= 0
+    return {name: float((guess == asked)[known].double().mean())} if known.any() else {}
+
+
+def _asked(cond: Mapping[str, Tensor], rows: int) -> list[Any]:
+    """Return what every row was asked for: its class, else its caption."""
+    if "label" in cond and bool((cond["label"] >= 0).any()):
+        return cond["label"].tolist()  # type: ignore[no-any-return]
+    return captions_of(cond["text"]) if "text" in cond else [None] * rows
+
+
+def _taken(split: Any, limit: int) -> tuple[Tensor, list[Any]]:
+    """Return at most `limit` clips, small, and what each was asked for."""
+    first = (0, 0) if getattr(split, "epochs", False) else 0
+    items = [split[(0, i) if isinstance(first, tuple) else i] for i in spaced(len(split), limit)]
+    conds: dict[str, Tensor] = torch.utils.data.default_collate([dict(item["cond"]) for item in items])
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
+    asked = _asked(conds, len(items))
+    return torch.cat([_small(items[i]["x"][None]) for i in order]), [asked[i] for i in order]
+
+
+def _small(x: Tensor) -> Tensor:
+    """Return clips as uint8, no side above 32 and no more than 16 frames: what they are once they are files."""
+    frames, height, width = x.shape[2:]
+    ratio = min(1.0, SIDE / max(height, width))
+    size = (min(frames, FRAMES), max(1, round(height * ratio)), max(1, round(width * ratio)))
+    x = x.detach().cpu().float().nan_to_num().clamp(0, 1)
+    x = x if size == (frames, height, width) else F.interpolate(x, size, mode="area")
+    return (x * 255).round().to(torch.uint8)
