@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from suffuse.autoencoder import Autoencoder
 from suffuse.codec import empty, implied
-from suffuse.data import Data, spaced
+from suffuse.data import Data
 from suffuse.model import Facts, Model, Recipe
 from suffuse.overrides import own
 from suffuse.sampling import Sampling, take
@@ -160,7 +160,7 @@ class Autoencoding(Task):
     def describe(self) -> str:
         """Return how much smaller a latent is."""
         network, shape = self.model.network, self.model.facts.shape
-        latent = (network.latent, *(size // f for size, f in zip(shape[1:], network.factor, strict=True)))
+        latent = (network.latent, *(-(-size // f) for size, f in zip(shape[1:], network.factor, strict=True)))
         ratio = torch.Size(shape).numel() / torch.Size(latent).numel()
         return f"latents {latent} of states {tuple(shape)}, {ratio:.3g} times fewer numbers"
 
@@ -190,8 +190,7 @@ class Autoencoding(Task):
 
 
 def _held_out(data: Data, count: int) -> list[Any]:
-    val: Any = data.val
-    return [val[i] for i in spaced(len(val), count)]
+    return data.sample(count, held_out=True)
 
 
 def _batch(items: list[Any]) -> Any:

@@ -4,30 +4,93 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from suffuse.errors import ConfigError
 
-__all__ = ["POOL", "Factor", "conv", "factors_of", "norm", "shuffle", "unshuffle"]
+__all__ = ["POOL", "ChannelNorm", "Factor", "conv", "factors_of", "norm", "shuffle", "stilled", "unshuffle"]
 
 Factor = int | Sequence[int]
-_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
-def conv(axes: int, inputs: int, outputs: int, kernel: int = 3, zero: bool = False) -> nn.Module:
-    """Return a convolution that keeps the size; `zero` starts it at zero."""
-    layer: nn.Module = _CONV[axes](inputs, outputs, kernel, padding=kernel // 2)
+class _Causal(nn.Module):
+    """A convolution that looks back along the first axis, and to both sides along the others."""
+
+    def __init__(self, axes: int, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__()
+        self.past = kernel - 1
+        self.conv: nn.Module = _CONV[axes](inputs, outputs, kernel, padding=(0, *[kernel // 2] * (axes - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution, of the size of x."""
+        out: Tensor = self.conv(stilled(x, self.past))
+        return out
+
+
+class ChannelNorm(nn.Module):
+    """Root mean square norm over the channels, of every position by itself.
+
+    Arguments:
+        channels: Size of axis 1.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(channels)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, normalised."""
+        fine = x.to(torch.promote_types(x.dtype, torch.float32))
+        size = (fine.square().mean(1, keepdim=True) + self.eps).rsqrt().to(x.dtype)
+        return x * size * self.weight.to(x.dtype).reshape(-1, *[1] * (x.ndim - 2))
+
+
+def stilled(x: Tensor, past: int) -> Tensor:
+    """Return x with its first entry of axis 2 `past` more times in front.
+
+    What is before the first entry is then the first entry, and no border that a network could tell from the data.
+    """
+    return torch.cat([x[:, :, :1].expand(-1, -1, past, *x.shape[3:]), x], 2) if past else x
+
+
+def conv(
+    axes: int, inputs: int, outputs: int, kernel: int = 3, zero: bool = False, causal: bool = False
+) -> nn.Module:  # fmt: skip
+    """Return a convolution that keeps the size.
+
+    Arguments:
+        axes: Spatial axes.
+        inputs: Channels that go in.
+        outputs: Channels that come out.
+        kernel: Size along every axis, odd.
+        zero: Start at zero.
+        causal: Let no entry depend on later ones of the first axis.
+    """
+    layer: nn.Module
+    if causal and kernel > 1:
+        layer = _Causal(axes, inputs, outputs, kernel)
+    else:
+        layer = _CONV[axes](inputs, outputs, kernel, padding=kernel // 2)
     if zero:
         for parameter in layer.parameters():
             nn.init.zeros_(parameter)
     return layer
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    """Return a group norm with as many groups as fit, at most 32, and 8 for few channels."""
+def norm(channels: int, causal: bool = False) -> nn.Module:
+    """Return a group norm with as many groups as fit, at most 32, and 8 for few channels.
+
+    Its means are over all positions; for a `causal` network it is a `ChannelNorm`, which looks at one.
+    """
+    if causal:
+        return ChannelNorm(channels)
     return nn.GroupNorm(math.gcd(channels, 32) if channels >= 128 else math.gcd(channels, 8), channels)
 
 
