@@ -60,6 +60,26 @@ def test_validation_covers_the_items_once() -> None:
     assert [b["index"].tolist() for b in data.val_loader(limit=3)] == [[0, 1], [3]]
 
 
+def test_a_sample_is_evenly_spaced() -> None:
+    data = Numbers(count=10)
+    data.setup()
+    assert [item["index"] for item in data.sample(4)] == [0, 2, 5, 7]
+    assert [item["index"] for item in data.sample()] == list(range(10))
+    assert [item["index"] for item in data.sample(2, held_out=True)] == [0, 2]
+    data.train = Epochs(10)
+    assert data.sample(2) == [(0, 0), (0, 5)]
+
+
+class Epochs(list):
+    epochs = True
+
+    def __init__(self, count: int) -> None:
+        super().__init__(range(count))
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, int]:
+        return key
+
+
 def test_workers_yield_the_same_stream() -> None:
     alone, helped = Numbers(batch_size=4), Numbers(batch_size=4, workers=2)
     for data in (alone, helped):

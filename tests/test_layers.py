@@ -42,6 +42,8 @@ FLOORS = {
             [
                 "data",
                 "listing",
+                "idx",
+                "shards",
                 "tables",
                 "codec",
                 "edit",

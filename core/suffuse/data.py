@@ -146,6 +146,18 @@ class Data:
             if len(split) == 0:  # type: ignore[arg-type]
                 raise DataError(f"data: the {name} split of {type(self).__name__} is empty; point it at more items")
 
+    def sample(self, limit: int | None = None, held_out: bool = False) -> list[Any]:
+        """Return at most `limit` items of one shape, evenly spaced, for what must be known of all.
+
+        Data whose items differ in shape says here which of them speak for the rest.
+
+        Arguments:
+            limit: How many; None for all.
+            held_out: Of the held-out set rather than the training set.
+        """
+        split: Any = self.val if held_out else self.train
+        return [split[(0, i) if getattr(split, "epochs", False) else i] for i in spaced(len(split), limit)]
+
     def train_loader(self, start: int = 0, rank: int = 0, world: int = 1) -> DataLoader[Any]:
         """Return the endless loader of training batches from micro-batch `start` on."""
         epochs = bool(getattr(self.train, "epochs", False))

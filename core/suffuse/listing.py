@@ -40,7 +40,9 @@ class Record:
     text: str = ""
 
 
-def splits(root: Path, suffixes: Collection[str], what: str = "images", such: str = ".png or .jpg") -> Splits:
+def splits(
+    root: Path, suffixes: Collection[str], what: str = "images", such: str = ".png or .jpg", folders: bool = False
+) -> Splits:
     """Return the records of ``train`` and ``val``, or of ``all`` when the folder itself makes no difference.
 
     Arguments:
@@ -48,6 +50,7 @@ def splits(root: Path, suffixes: Collection[str], what: str = "images", such: st
         suffixes: Lower-case endings of the files that count, where no metadata names them.
         what: What they are, for messages.
         such: Examples of their endings.
+        folders: Metadata may name folders as well as files.
 
     Raises:
         DataError: When the folder is missing or holds none, or its metadata cannot be used.
@@ -55,15 +58,15 @@ def splits(root: Path, suffixes: Collection[str], what: str = "images", such: st
     if not root.is_dir():
         raise DataError(f"data.path={root}: no such folder; set data.path to one with {what}")
     if _metadata(root) is not None:
-        found = _by_first_part(_records(root, suffixes))
+        found = _by_first_part(_records(root, suffixes, folders))
     else:
         names = {child.name for child in _children(root) if child.is_dir()}
         val = next((name for name in VAL if name in names), None)
         if "train" in names and names <= {"train", *VAL}:
-            found = {"train": _records(root / "train", suffixes)}
-            found |= {"val": _records(root / val, suffixes)} if val else {}
+            found = {"train": _records(root / "train", suffixes, folders)}
+            found |= {"val": _records(root / val, suffixes, folders)} if val else {}
         else:
-            found = {"all": _records(root, suffixes)}
+            found = {"all": _records(root, suffixes, folders)}
     for name, records in found.items():
         if not records:
             where = root if name == "all" else root / name
@@ -111,11 +114,11 @@ def _by_first_part(records: list[Record]) -> dict[str, list[Record]]:
     return {"all": records}
 
 
-def _records(root: Path, suffixes: Collection[str]) -> list[Record]:
+def _records(root: Path, suffixes: Collection[str], folders: bool) -> list[Record]:
     """Return the records of one folder without splits, in the order of the metadata or of the paths."""
     metadata = _metadata(root)
     if metadata is not None:
-        return _described(root, metadata)
+        return _described(root, metadata, folders)
     found = []
     for path in _files(root, set()):
         if path.suffix.lower() in suffixes:
@@ -145,7 +148,7 @@ def _metadata(root: Path) -> Path | None:
     return next((p for p in (root / "metadata.csv", root / "metadata.jsonl") if p.is_file()), None)
 
 
-def _described(root: Path, metadata: Path) -> list[Record]:
+def _described(root: Path, metadata: Path, folders: bool) -> list[Record]:
     """Return the records of a metadata file; every file it names must exist inside the folder."""
     records, missing = [], []
     for line, row in _rows(metadata):
@@ -157,7 +160,7 @@ def _described(root: Path, metadata: Path) -> list[Record]:
         if key.is_absolute() or ".." in key.parts:
             raise DataError(f"data.path: {metadata} line {line} names {name}, outside the folder; use a path inside it")
         path = root / key
-        if not path.is_file():
+        if not path.is_file() and not (folders and path.is_dir()):
             missing.append(f"{name} (line {line})")
         label, text = row.get("label"), row.get("text", row.get("caption"))
         named = None if label is None or str(label) == "" else str(label)

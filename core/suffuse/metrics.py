@@ -32,10 +32,7 @@ class Fidelity:
         """Return the figures of reconstructions of held-out items, evenly spaced."""
         import torch
 
-        from suffuse.data import spaced
-
-        val: Any = data.val
-        items = [val[i]["x"] for i in spaced(len(val), len(samples))]
+        items = [item["x"] for item in data.sample(len(samples), held_out=True)]
         x = torch.stack(items).to(samples.device, torch.float64)
         error = (samples.double() - x).flatten(1)
         spread = float(x.max() - x.min())

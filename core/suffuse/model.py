@@ -13,7 +13,7 @@ from suffuse.build import build
 from suffuse.categorical import Categorical
 from suffuse.checkpoint import is_autoencoder, read
 from suffuse.conditioner import Conditioner
-from suffuse.data import Data, spaced
+from suffuse.data import Data
 from suffuse.denoiser import Denoiser, Preconditioned
 from suffuse.edit import Edit, Path
 from suffuse.errors import CheckpointError, ConfigError
@@ -62,7 +62,7 @@ class Facts:
             limit: Most items that are looked at.
             process: Config of the process, whose spaces say which entries count; None for all.
         """
-        items = _items(data, limit)
+        items = data.sample(limit)
         with torch.no_grad():
             state = codec.encode(torch.utils.data.default_collate([item["x"] for item in items]))
         if any(not torch.isfinite(leaf).all() for leaf in leaves(state)):
@@ -108,18 +108,12 @@ def fit_codec(cfg: Mapping[str, Any], data: Data, limit: int = 512) -> Any:
     """
     codec = build(cfg, "codec", about=data.spec.about)
     if getattr(codec, "measure", None) is not None:
-        batch = torch.utils.data.default_collate([item["x"] for item in _items(data, limit)])
+        batch = torch.utils.data.default_collate([item["x"] for item in data.sample(limit)])
         with torch.no_grad():
             about = {**data.spec.about, "codec": codec.measure(batch)}
         data.spec = replace(data.spec, about=about)
         codec = build(cfg, "codec", about=about)
     return codec
-
-
-def _items(data: Data, limit: int) -> list[Any]:
-    """Return `limit` training items, evenly spaced."""
-    train: Any = data.train
-    return [train[(0, i) if getattr(train, "epochs", False) else i] for i in spaced(len(train), limit)]
 
 
 def build_process(cfg: Mapping[str, Any], about: Mapping[str, Any]) -> Any:

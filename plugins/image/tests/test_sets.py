@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from suffuse import idx
 from suffuse.errors import ConfigError, DataError
-from suffuse_image.data import CIFAR10, MNIST, Digits, FashionMNIST, HuggingFace, idx
+from suffuse_image.data import CIFAR10, MNIST, Digits, FashionMNIST, HuggingFace
 from suffuse_image.data.pictures import Pictures
 
 

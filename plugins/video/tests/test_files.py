@@ -406,7 +406,7 @@ def test_mp4_round_trip(tmp_path: Path, fps: float):
     head = probe(path)
     assert (head.frames, head.height, head.width) == (6, 96, 128) and head.fps == pytest.approx(fps, rel=1e-4)
     back = read(path, fps=fps)
-    assert psnr(back[..., 1::4, 1::4], clip) > 46 and psnr(back[..., 2::4, 2::4], clip) > 46
+    assert psnr(back[..., 1::4, 1::4], clip) > 44 and psnr(back[..., 2::4, 2::4], clip) > 44
     assert psnr(back[..., ::4, ::4], clip) > 38  # colours have half the resolution: at the edges they run
     # No level is lost on the way: FFmpeg's own conversion makes everything darker by one of 255.
     assert (back - clip.repeat_interleave(4, 2).repeat_interleave(4, 3)).mean((1, 2, 3)).abs().max() < 0.0012

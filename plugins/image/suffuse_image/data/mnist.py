@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+from suffuse import idx
 from suffuse.data import Data, Spec
 from suffuse.errors import DataError
 
-from suffuse_image.data import idx
 from suffuse_image.data.pictures import Pictures
 
 __all__ = ["MNIST", "FashionMNIST", "fetch"]

@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 
 import torch
+
 from suffuse.errors import DataError
 
 __all__ = ["find", "read"]
