@@ -7,7 +7,7 @@ It encodes the states of a codec (pixels, samples of a sound) and so serves ever
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from suffuse.noise import KeyedNoise
 from suffuse.objective import Loss
 from suffuse.reconstruction import Reconstruction
 
-__all__ = ["Autoencoder", "Frozen"]
+__all__ = ["Autoencoder", "Coder", "Frozen"]
 
 
 class Autoencoder(nn.Module):
@@ -95,38 +95,23 @@ class Autoencoder(nn.Module):
         return next(self.parameters()).device
 
 
-class Frozen(nn.Module):
-    """A trained autoencoder behind its codec: data to latents and back, without gradients.
+class Coder(nn.Module):
+    """A frozen autoencoder behind a codec: data to latents and back, without gradients.
 
     Arguments:
-        ckpt: Run directory or checkpoint file.
-        about: Facts of the data it is used on.
+        model: Encodes states (B, C, *spatial) to latents (B, D, *spatial / factor) and decodes them; its ``network``
+            holds the weights.
+        codec: Encodes data to states.
         batch: Rows that are encoded or decoded at a time.
-
-    Raises:
-        ConfigError: Without `ckpt`.
-        CheckpointError: When there is none, or it holds no autoencoder.
+        factor: Entries of a state to one of a latent, per axis.
+        latent: Channels D of a latent.
     """
 
-    def __init__(self, ckpt: str | None, about: Mapping[str, Any] | None = None, batch: int = 64) -> None:
+    def __init__(self, model: nn.Module, codec: Any, batch: int, factor: Sequence[int], latent: int) -> None:
         super().__init__()
-        if not ckpt:
-            raise ConfigError("codec.ckpt is not set; give the run of an autoencoder, trained with task=autoencoder")
-        from suffuse.cli import find_checkpoint
-
-        path = find_checkpoint(str(ckpt))
-        saved = read(path)
-        try:
-            self.model = Autoencoder.load(saved)
-        except CheckpointError as error:
-            raise CheckpointError(f"codec.ckpt={ckpt}: {error}") from error
-        # The codec of the autoencoder keeps what was measured for it; length and the like are the new data's.
-        trained = self.model.facts.about
-        facts = {**(trained if about is None else about), "codec": trained.get("codec")}
-        self._codec = (build(saved["suffuse"]["config"]["codec"], "codec", about=facts),)
-        self.batch = batch
-        self.factor: tuple[int, ...] = self.model.network.factor
-        self.latent: int = self.model.network.latent
+        self.model: Any = model
+        self._codec = (codec,)  # in a tuple, so that its weights become no part of this one's
+        self.batch, self.factor, self.latent = batch, tuple(factor), latent
         self.requires_grad_(False).eval()
 
     @property
@@ -153,3 +138,34 @@ class Frozen(nn.Module):
         for name, value in sorted(self.model.network.state_dict().items()):
             found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return found.hexdigest()
+
+
+class Frozen(Coder):
+    """A trained autoencoder behind its own codec.
+
+    Arguments:
+        ckpt: Run directory or checkpoint file.
+        about: Facts of the data it is used on.
+        batch: Rows that are encoded or decoded at a time.
+
+    Raises:
+        ConfigError: Without `ckpt`.
+        CheckpointError: When there is none, or it holds no autoencoder.
+    """
+
+    def __init__(self, ckpt: str | None, about: Mapping[str, Any] | None = None, batch: int = 64) -> None:
+        if not ckpt:
+            raise ConfigError("codec.ckpt is not set; give the run of an autoencoder, trained with task=autoencoder")
+        from suffuse.cli import find_checkpoint
+
+        path = find_checkpoint(str(ckpt))
+        saved = read(path)
+        try:
+            model = Autoencoder.load(saved)
+        except CheckpointError as error:
+            raise CheckpointError(f"codec.ckpt={ckpt}: {error}") from error
+        # The codec of the autoencoder keeps what was measured for it; length and the like are the new data's.
+        trained = model.facts.about
+        facts = {**(trained if about is None else about), "codec": trained.get("codec")}
+        codec = build(saved["suffuse"]["config"]["codec"], "codec", about=facts)
+        super().__init__(model, codec, batch, model.network.factor, model.network.latent)

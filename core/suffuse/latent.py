@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from suffuse.autoencoder import Frozen
+from suffuse.autoencoder import Coder, Frozen
 from suffuse.codec import opened
-from suffuse.errors import CheckpointError
+from suffuse.errors import CheckpointError, ConfigError
 
 __all__ = ["Latent", "checked", "moments"]
 
@@ -40,9 +40,13 @@ class Latent(nn.Module):
 
     def __init__(self, ckpt: str | None = None, batch: int = 64, about: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        self.coder = Frozen(ckpt, about, batch)
+        self.coder: Coder = Frozen(ckpt, about, batch)
         stats = (about or {}).get("codec") or {}
         checked(self.coder, stats, ckpt)
+        self.standardise(stats)
+
+    def standardise(self, stats: Mapping[str, Any]) -> None:
+        """Take over mean and deviation as `measure` returned them; without them latents stay as they are."""
         self.register_buffer("mean", torch.tensor(stats.get("mean", [0.0] * self.coder.latent)), persistent=False)
         self.register_buffer("scale", torch.tensor(stats.get("scale", [1.0] * self.coder.latent)), persistent=False)
 
@@ -62,7 +66,11 @@ class Latent(nn.Module):
         return self.coder.decode(state * self._along(self.scale, state) + self._along(self.mean, state))
 
     def open(self, init: str, mask: str | None) -> tuple[Tensor, Tensor | None]:
-        """Return the latent of a file, and those of its entries that no part of a mask reaches."""
+        """Return the latent of a file, and those of its entries that no part of a mask reaches.
+
+        Raises:
+            ConfigError: When there are none.
+        """
         known, kept = opened(self.coder.codec, init, mask)
         assert isinstance(known, Tensor)
         with torch.no_grad():
@@ -71,11 +79,16 @@ class Latent(nn.Module):
         if kept is None:
             return z, None
         assert isinstance(kept, Tensor)
-        # An entry is kept when everything under it is: the pool of what is not is zero.
+        # An entry is kept when everything under it is: the pool of what is not is zero. Under the first of a causal
+        # autoencoder there may be less.
         sizes = tuple(self.coder.factor)
         lost = (~kept).float().amax(1, keepdim=True)
+        lost = F.pad(lost, (0, 0) * (len(sizes) - 1) + (-lost.shape[2] % sizes[0], 0))
         pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(sizes)]
-        return z, (pool(lost, sizes) == 0).expand(z.shape)
+        stays = pool(lost, sizes) == 0
+        if not stays.any():
+            raise ConfigError(f"mask={mask}: it reaches into every latent of {sizes} entries; keep more")
+        return z, stays.expand(z.shape)
 
     @staticmethod
     def _along(values: Tensor, z: Tensor) -> Tensor:
@@ -90,11 +103,11 @@ def moments(z: Tensor) -> dict[str, Any]:
     return {"mean": [round(v, 6) for v in flat.mean(1).tolist()], "scale": [round(v, 6) for v in scale.tolist()]}
 
 
-def checked(coder: Frozen, stats: Mapping[str, Any], ckpt: str | None) -> None:
+def checked(coder: Coder, stats: Mapping[str, Any], ckpt: str | None, key: str = "codec.ckpt") -> None:
     """Raise `CheckpointError` unless the autoencoder is the one that `stats` were measured with, if they were."""
     found = stats.get("autoencoder")
     if found is not None and found != coder.digest():
         raise CheckpointError(
-            f"codec.ckpt={ckpt}: its weights are not those that this model was trained on (hash {coder.digest()}, then "
-            f"{found}); put the old run back in its place"
+            f"{key}={ckpt}: its weights are not those that this model was trained on (hash {coder.digest()}, then "
+            f"{found}); put the old ones back in their place"
         )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from suffuse.data import Data, spaced
+from suffuse.data import Data
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,8 +22,8 @@ class Reconstruction:
 
     def __call__(self, samples: Tensor, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
         """Return the figures of reconstructions of held-out clips, evenly spaced."""
-        val: Any = data.val
-        x = torch.stack([val[i]["x"] for i in spaced(len(val), len(samples))]).float().to(samples.device)
+        items = data.sample(len(samples), held_out=True)
+        x = torch.stack([item["x"] for item in items]).float().to(samples.device)
         y = samples.float()
         error = (y - x).double()
         psnr = -10 * error.square().flatten(1).mean(1).clamp(min=1e-10).log10()
