@@ -28,11 +28,22 @@ class TestModality(ModalityContract):
         (folder / "bad").mkdir()
         (folder / "bad" / "a.wav").write_bytes(b"")
         soundfile.write(folder / "bad" / "b.wav", np.full(800, np.nan), 8000, subtype="FLOAT")
+        for name, channels in (("good", 1), ("wide", 32)):
+            (folder / name).mkdir()
+            for i in range(4):
+                soundfile.write(folder / name / f"{i}.wav", np.full((800, channels), 0.1), 8000)
         plain = ["~data.count", "~data.kinds", "~data.samples"]
         return [
             (["data=audio/folder", *plain], "data.path is not set"),
             (["data=audio/folder", f"data.path={folder / 'empty'}", *plain], "no sounds in"),
             (["data=audio/folder", f"data.path={folder / 'bad'}", *plain], "cannot be used: a.wav .it is empty"),
+            (["data=audio/folder", f"data.path={folder / 'wide'}", *plain], "has 32 channels, at most 16"),
+            (["data=audio/folder", f"data.path={folder / 'good'}", "data.rate=0", *plain], "data.rate=0"),
+            (
+                ["data=audio/folder", f"data.path={folder / 'good'}", "data.label='{a}{b}'", *plain],
+                "no pattern of a file",
+            ),
+            (["data=audio/folder", f"data.path={folder / 'good'}", "data.label='{a}-{b}'", *plain], "does not match"),
             (["data=audio/folder", f"data.path={folder / 'none'}", *plain], "no such folder"),
             (["data.count=0"], "data.count=0"),
         ]
@@ -220,6 +231,13 @@ def test_loops_and_joins(run: Path):
     assert [len(row["y"]) for row in rows] == [8192 - 800] * 3
     joined, _ = soundfile.read(run / "loops" / "joined.wav")
     assert len(joined) == 3 * 8192 - 2 * 400 - 400
+
+
+def test_metrics_that_cannot_be_made_stop_a_run_before_it_starts(tmp_path: Path):
+    words = ["metrics=audio/fad", f"metrics.path={tmp_path / 'clap'}", "data.count=8", "name=x"]
+    done = command(tmp_path, "train", "modality=audio", *words)
+    assert done.returncode == 1 and "clap: no such folder" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "outputs" / "audio" / "x" / "checkpoints").exists()
 
 
 def test_stereo_flac(tmp_path: Path):

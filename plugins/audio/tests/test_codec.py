@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from suffuse_audio.codec import Latent, Magnitude, Mdct, Mel, Picture, Stft, Wav
 from suffuse_audio.codec.griffin_lim import griffin_lim
 from suffuse_audio.grammar import sounds
 from suffuse_audio.listen import listen
+from suffuse_audio.metrics import Reconstruction
 from suffuse_audio.spans import kept, spans
 from suffuse_audio.synth import render
 
@@ -46,6 +48,16 @@ def test_the_way_back_is_exact(kind, options, x):
     codec = made(kind, options, x)
     assert (codec.decode(codec.encode(x)) - x).abs().max() <= codec.tolerance <= 1e-5
     assert (codec.decode(codec.encode(torch.zeros(1, 2, 4096)))).abs().max() == 0
+
+
+@pytest.mark.parametrize(("kind", "options"), [(Mdct, {}), (Stft, {}), (Waveform, {}), *LOSSY, (Picture, {})])
+def test_the_spectrum_comes_back(kind, options):
+    """Every codec states how much it loses of described sounds, and half of it would be too little to say."""
+    sounded = torch.stack([torch.from_numpy(render(s, i)) for i, s in enumerate(sounds()[::26])])[:, None]
+    codec = made(kind, options, sounded, channels=1, samples=8192)
+    data: Any = SimpleNamespace(val=[{"x": row} for row in sounded])
+    found = Reconstruction()(codec.decode(codec.encode(sounded)), {}, data)["log_spectral"]
+    assert found <= codec.decibels and (codec.tolerance <= 1e-5 or found > codec.decibels / 2)
 
 
 @pytest.mark.parametrize(("kind", "options"), [*EXACT, *LOSSY[:2]])

@@ -71,6 +71,14 @@ def test_damage_is_named(tmp_path: Path):
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
 
+def test_the_content_decides_not_the_ending(tmp_path: Path):
+    """A WAV file that is called MP3 is read; the ending only says which files of a folder are looked at."""
+    soundfile.write(tmp_path / "a.wav", tone(300), 8000)
+    for name in ("a.mp3", "a.flac", "a.opus"):
+        (tmp_path / name).write_bytes((tmp_path / "a.wav").read_bytes())
+        assert torch.equal(load(tmp_path / name)[0], load(tmp_path / "a.wav")[0])
+
+
 def test_a_file_that_was_cut(tmp_path: Path):
     """libsndfile believes the file's length; whatever is there is a sound, and nothing crashes."""
     path = broken(tmp_path)["is empty"].parent / "cut.wav"

@@ -15,7 +15,6 @@ from suffuse.text import encoded
 from suffuse_audio.data import Clips, Rendered
 from suffuse_audio.grammar import held_out, sounds
 from suffuse_audio.metrics import Attributes, Features
-from suffuse_audio.metrics.features import distance
 from suffuse_audio.preview import Sounds, faded, loop
 from suffuse_audio.synth import render
 
@@ -157,14 +156,3 @@ def test_features():
         Features()(xs, {}, data)
     with pytest.raises(ConfigError, match="train_steps=0"):
         Features(train_steps=0)
-
-
-def test_the_frechet_distance_of_gaussians():
-    random = torch.Generator().manual_seed(0)
-    a = torch.randn(20_000, 3, generator=random, dtype=torch.float64)
-    b = 2 * torch.randn(20_000, 3, generator=random, dtype=torch.float64) + torch.tensor([1.0, 0, 0])
-    assert distance(a, b) == pytest.approx(1 + 3 * (2 - 1) ** 2, rel=0.05) and abs(distance(a, a)) < 1e-9
-    # Small and singular covariances: no more than rounding.
-    assert distance(a * 1e-4, b * 1e-4) == pytest.approx(1e-8 * distance(a, b), rel=1e-6)
-    few = a[:3].repeat(1, 4)
-    assert abs(distance(few, few)) < 1e-8

@@ -34,6 +34,9 @@ class AudioCodec(ABC):
     """
 
     tolerance = 1e-5
+    """Largest difference of samples there and back; infinite where phases are found anew."""
+    decibels = 1e-3
+    """Largest log-spectral distance of the embedded set there and back, see `suffuse_audio.metrics.Reconstruction`."""
     frame = 1
     """Samples per column of the state."""
     overlap = 0

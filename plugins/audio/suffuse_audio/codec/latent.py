@@ -41,6 +41,7 @@ class Latent(AudioCodec, nn.Module):
     """
 
     tolerance = float("inf")
+    decibels = float("inf")
     mean: Tensor
     scale: Tensor
 

@@ -37,6 +37,7 @@ class Magnitude(AudioCodec):
     """
 
     tolerance = float("inf")
+    decibels = 2.5
 
     def __init__(
         self, size: int = 1024, hop: int = 256, floor: float = -60.0, iterations: int = 60, **options: Any

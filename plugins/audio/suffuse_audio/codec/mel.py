@@ -40,6 +40,7 @@ class Mel(AudioCodec):
     """
 
     tolerance = float("inf")
+    decibels = 4.0
 
     def __init__(
         self, size: int = 512, hop: int = 128, bins: int = 64, floor: float = -80.0, iterations: int = 60,

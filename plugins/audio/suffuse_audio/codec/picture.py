@@ -47,6 +47,7 @@ class Picture(AudioCodec):
     """
 
     tolerance = float("inf")
+    decibels = 4.0
 
     def __init__(
         self, bins: int = 128, hop: int = 128, size: int = 1024, power: float = 0.25, levels: int = 256,

@@ -6,8 +6,8 @@ Language-Audio Pretraining with Feature Fusion and Keyword-to-Caption Augmentati
 of unit length, whose distances follow listeners better than those of VGGish ("Adapting Frechet Audio Distance for
 Generative Music Evaluation", Gui et al. 2024). Unlike `Features` it compares runs on different data.
 
-It reads a folder of transformers: fadtk, kadtk and frechet-audio-distance compare folders of files with weights that
-they download by name, are untyped, and pull in laion-clap, with NumPy below 2 or older transformers for most.
+It reads a folder of transformers. Of the libraries for this, fadtk, kadtk and frechet-audio-distance compare folders of
+files with weights that they download by name, are untyped, and bring laion-clap and NumPy below 2.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from suffuse.data import Data, spaced
 from suffuse.errors import ConfigError, DataError
+from suffuse.frechet import frechet
 from torch import Tensor
 
 from suffuse_audio import dsp
-from suffuse_audio.metrics.features import distance
 
 __all__ = ["Clap", "Fad"]
 
@@ -107,8 +107,8 @@ class Fad:
         of_train = self._real(data.train, self.reference, rate)
         _log.info("metrics: Fréchet distances of %d sounds to %d training sounds", count, len(of_train))
         return {
-            "fad": distance(self.clap(samples[:count], rate), of_train),
-            "fad_real": distance(self._real(val, count, rate), of_train),
+            "fad": frechet(self.clap(samples[:count].nan_to_num(), rate), of_train),
+            "fad_real": frechet(self._real(val, count, rate), of_train),
             "fad_num": float(count),
         }
 

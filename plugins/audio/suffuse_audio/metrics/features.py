@@ -1,8 +1,7 @@
 """Features: how close samples come to held-out sounds, and whether they are what was asked for.
 
 All figures come from a small convolutional network on log-mel spectrograms, trained on the run's own training sounds to
-tell their classes (or, without classes, to tell them from one another's halves being swapped), so they compare runs on
-the same data. Each stands beside what real held-out sounds score.
+tell their classes, so they compare runs on the same data. Each stands beside what real held-out sounds score.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ from typing import Any
 import torch
 from suffuse.data import Data, spaced
 from suffuse.errors import ConfigError, DataError
+from suffuse.frechet import frechet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from suffuse_audio import dsp
 
-__all__ = ["Features", "LogMelNet", "distance", "train"]
+__all__ = ["Features", "LogMelNet", "train"]
 
 _log = logging.getLogger(__name__)
 
@@ -105,22 +105,6 @@ def _varied(pictures: Tensor) -> Tensor:
     return torch.where(blank | gap, quiet, varied)
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    """Return the Fréchet distance of two sets of features (K, D), as between Gaussians.
-
-    "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", Heusel et al. 2017, section 4.
-    """
-    import numpy as np
-
-    x, y = a.double().numpy(), b.double().numpy()
-    one, two = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
-    # The trace of (one two)^(1/2) by eigenvalues of a symmetric matrix: exact for small and for singular covariances.
-    values, vectors = np.linalg.eigh(one)
-    half = vectors * np.sqrt(values.clip(min=0))
-    cross = np.sqrt(np.linalg.eigvalsh(half.T @ two @ half).clip(min=0)).sum()
-    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(one) + np.trace(two) - 2 * cross)
-
-
 class Features:
     """Figures of samples against the run's data.
 
@@ -161,7 +145,7 @@ class Features:
             raise DataError("metrics: fewer than two samples; raise metrics_num")
         net, of_val, of_train, accuracy = self._real(data)
         with torch.no_grad():
-            pictures = torch.cat([net.pictures(part) for part in samples.cpu().split(256)])
+            pictures = torch.cat([net.pictures(part) for part in samples.cpu().nan_to_num().split(256)])
             features = torch.cat([net.features(part) for part in pictures.split(256)])
             guess = net.leave(features).argmax(1)
         asked = cond["label"].cpu()
@@ -170,8 +154,8 @@ class Features:
             right = (guess == asked).double()
             figures["agreement"] = right[asked >= 0].mean().item()
             figures["agreement_worst"] = min(right[asked == k].mean().item() for k in asked[asked >= 0].unique())
-        figures["frechet"] = distance(features, of_val)
-        figures["frechet_real"] = distance(of_train[: max(2, len(features))], of_val)
+        figures["frechet"] = frechet(features, of_val)
+        figures["frechet_real"] = frechet(of_train[: max(2, len(features))], of_val)
         return figures
 
     def _real(self, data: Data) -> tuple[LogMelNet, Tensor, Tensor, float]:
