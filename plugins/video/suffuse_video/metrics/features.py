@@ -7,9 +7,8 @@ looks and motion count. They compare runs on the same data; each stands beside w
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from suffuse.data import Data, spaced
@@ -20,8 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = ["ClipNet", "Features", "train"]
-
-_log = logging.getLogger(__name__)
 
 SIDE, FRAMES, CAPTIONS = 32, 16, 400
 """Largest side and number of frames that the network sees, and the most captions that are told apart."""
@@ -35,7 +32,7 @@ class ClipNet(nn.Module):
         width: Channels of the first convolution.
     """
 
-    def __init__(self, classes: int, width: int = 24) -> None:
+    def __init__(self, classes: int, width: int = 16) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         inputs = 6
@@ -112,6 +109,7 @@ class Features:
         if isinstance(train_steps, bool) or not isinstance(train_steps, int) or train_steps < 1:
             raise ConfigError(f"metrics.train_steps={train_steps} must be a whole number of at least 1")
         self.train_steps, self.seed = train_steps, seed
+        self._kept: tuple[Data, _Real] | None = None
 
     def __call__(self, samples: Tensor, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
         """Return the figures.
@@ -126,6 +124,17 @@ class Features:
         """
         if len(samples) < 2:
             raise DataError("metrics: fewer than two samples; raise metrics_num")
+        if self._kept is None or self._kept[0] is not data:
+            self._kept = (data, self._real(data))
+        real = self._kept[1]
+        features, guess = real.net.read(_small(samples))
+        asked = [real.number.get(name, -1) for name in _asked(cond, len(samples))]
+        figures = _agreement("agreement", guess, asked) | real.agreement
+        of_train = real.of_train[: max(2, len(features))]
+        return figures | {"frechet": frechet(features, real.of_val), "frechet_real": frechet(of_train, real.of_val)}
+
+    def _real(self, data: Data) -> _Real:
+        """Return the network and what it says of the data."""
         x, asked_train = _taken(data.train, 3000)
         val, asked_val = _taken(data.val, 1000)
         names = sorted(set(asked_train))
@@ -135,12 +144,19 @@ class Features:
             )
         number = {name: i for i, name in enumerate(names)}
         net = train(x, torch.tensor([number[name] for name in asked_train]), len(names), self.train_steps, self.seed)
-        features, guess = net.read(_small(samples))
-        of_val, guess_val = net.read(val)
-        of_train, _ = net.read(x[: max(2, len(features))])
-        figures = _agreement("agreement", guess, [number.get(name, -1) for name in _asked(cond, len(samples))])
-        figures |= _agreement("agreement_real", guess_val, [number.get(name, -1) for name in asked_val])
-        return figures | {"frechet": frechet(features, of_val), "frechet_real": frechet(of_train, of_val)}
+        of_val, guess = net.read(val)
+        agreement = _agreement("agreement_real", guess, [number.get(name, -1) for name in asked_val])
+        return _Real(net, number, of_val, net.read(x[:1000])[0], agreement)
+
+
+class _Real(NamedTuple):
+    """What is known of the data: the network, its classes' numbers, features of both splits, and its accuracy."""
+
+    net: ClipNet
+    number: dict[Any, int]
+    of_val: Tensor
+    of_train: Tensor
+    agreement: dict[str, float]
 
 
 def _agreement(name: str, guess: Tensor, wanted: list[int]) -> dict[str, float]:
