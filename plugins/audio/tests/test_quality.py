@@ -24,11 +24,11 @@ def trained(folder: Path, *words: str) -> dict[str, float]:
 
 def test_the_default_run_draws_what_is_asked(tmp_path: Path):
     figures = trained(tmp_path, "metrics_num=300")
-    assert figures["right"] >= 0.93 and figures["right_held_out"] >= 0.75 and figures["right_swapped"] < 0.05
-    assert figures["right_real"] > 0.98 and figures["cents"] < 12
+    assert figures["right"] >= 0.95 and figures["right_held_out"] >= 0.75 and figures["right_swapped"] < 0.05
+    assert figures["right_real"] > 0.98 and figures["cents"] < 5 and figures["clean"] > 0.94
 
 
 def test_spoken_digits(real: Path, tmp_path: Path):
-    """Twenty minutes on two cores."""
+    """About a quarter of an hour on two cores."""
     figures = trained(tmp_path, "experiment=audio/fsdd", f"data.path={real / 'fsdd' / 'recordings'}", "metrics_num=500")
-    assert figures["agreement_real"] >= 0.95 and figures["agreement"] >= 0.8
+    assert figures["agreement_real"] >= 0.95 and figures["agreement"] >= 0.87 and figures["frechet"] < 35
