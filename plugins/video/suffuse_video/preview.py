@@ -104,12 +104,12 @@ class Filmstrip:
             found.append(wandb.Video(str(file), caption=caption, format="mp4"))
         return found
 
-    def _save(self, x: Tensor, stem: Path, **tags: str) -> Path:
+    def _save(self, x: Tensor, stem: Path, title: str = "", comment: str = "") -> Path:
         x = _clip(x)
         stem.parent.mkdir(parents=True, exist_ok=True)
         paths = []
         if "mp4" in self.format:
-            paths.append(write_mp4(x, stem.with_name(f"{stem.name}.mp4"), self.fps, **tags))
+            paths.append(write_mp4(x, stem.with_name(f"{stem.name}.mp4"), self.fps, title=title, comment=comment))
         if "gif" in self.format:
             paths.append(write_gif(x, stem.with_name(f"{stem.name}.gif"), self.fps))
         if x.shape[1] == 1:
