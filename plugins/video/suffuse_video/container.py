@@ -218,7 +218,8 @@ class _Reading:
         # Players take untagged high definition for BT.709 and everything else for BT.601.
         untagged = int(frame.colorspace) == 2 and frame.height >= 720
         how = {"src_colorspace": "ITU709"} if untagged else {}
-        array = frame.reformat(format="rgb24", interpolation=_exact(), **how).to_ndarray()
+        # Threads of the conversion would not survive the fork of a loader's workers, which then wait for them.
+        array = frame.reformat(format="rgb24", interpolation=_exact(), threads=1, **how).to_ndarray()
         return np.ascontiguousarray(_turned(array, frame)), self.aspect(frame)
 
 

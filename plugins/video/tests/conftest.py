@@ -45,10 +45,13 @@ def film(
     path.parent.mkdir(parents=True, exist_ok=True)
     rate = Fraction(fps).limit_denominator(1001)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(CODECS[path.suffix], rate=rate)
+        how = {"libx264": {"crf": "6"}, "libvpx-vp9": {"lossless": "1"}}.get(CODECS[path.suffix], {})
+        stream = container.add_stream(CODECS[path.suffix], rate=rate, options=how)
         stream.height, stream.width = size
         stream.pix_fmt = "rgb8" if path.suffix == ".gif" else "yuv420p"
         stream.codec_context.gop_size = gop
+        # Threads of FFmpeg do not survive the fork of a loader's workers, which then wait for them.
+        stream.codec_context.thread_count = 1
         if path.suffix in (".mpg", ".avi"):
             stream.codec_context.bit_rate = 4_000_000
         if times is not None:
@@ -58,7 +61,7 @@ def film(
             array = np.empty((*size, 3), np.uint8)
             array[:] = np.round(STEP * (first + i) * np.array(colour))
             array[: size[0] // 2, : size[1] // 2] = 255
-            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(format=stream.pix_fmt, threads=1)
             if times is not None:
                 frame.pts, frame.time_base = times[i], Fraction(1, 1000)
             container.mux(stream.encode(frame))

@@ -1,0 +1,215 @@
+"""Films: a data set of video files, kept in memory when they are short and few, else read by stretches.
+
+With `cache` every file is decoded once, in threads, and kept as uint8 at its bucket's size; a clip is then a stretch of
+it. Without, or above 4 GiB, the stretch is read by seeking whenever it is asked for. Which stretch an epoch takes is a
+function of (seed, epoch, index). A file that cannot be used is named in the log and left out, or, once training runs,
+stands aside for the next of its bucket; more than the fraction `max_bad` of them is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from suffuse.errors import ConfigError, DataError
+from suffuse.noise import mix
+from suffuse.text import encoded
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from suffuse_video.data.decode import MIDDLE, Decoder, Shape
+from suffuse_video.files import ClipError, Head
+
+__all__ = ["Film", "Films", "Reader"]
+
+MEMORY = 4 * 2**30
+"""Bytes of decoded films above which `cache` gives way."""
+T = TypeVar("T")
+S = TypeVar("S")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Film:
+    """One file and what is known of it.
+
+    Arguments:
+        source: A file, a folder of numbered pictures, or the bytes of a file.
+        name: How it is called in messages.
+        label: Its class, -1 for none.
+        text: Its caption.
+    """
+
+    source: Path | bytes
+    name: str
+    label: int = -1
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Turns files into a data set.
+
+    Arguments:
+        decoder: Decodes one.
+        cache: Keep decoded films in memory, up to 4 GiB.
+        max_bad: Fraction of the files that may be damaged.
+        key: The config key that names the files, for messages.
+
+    Raises:
+        ConfigError: When `max_bad` is not in [0, 1).
+    """
+
+    decoder: Decoder
+    cache: bool = True
+    max_bad: float = 0.01
+    key: str = "data.path"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad < 1:
+            raise ConfigError(f"data.max_bad={self.max_bad} must be a fraction, at least 0 and below 1")
+
+    def heads(self, films: Sequence[Film]) -> list[Head | None]:
+        """Return what the heads of files say, None for those that cannot be read.
+
+        Raises:
+            DataError: When more than `max_bad` of them are damaged.
+        """
+        found = _in_threads(lambda film: _tried(lambda: self.decoder.probe(film.source)), films)
+        self.judge({i: head for i, head in enumerate(found) if isinstance(head, ClipError)}, films)
+        return [None if isinstance(head, ClipError) else head for head in found]
+
+    def read(
+        self, films: Sequence[Film], heads: Sequence[Head], shapes: Sequence[Shape], seed: int, *, labels: bool,
+        texts: bool, crop: bool, flip: bool, total: int | None = None,
+    ) -> Films:  # fmt: skip
+        """Return the data set of files.
+
+        Arguments:
+            films: The files.
+            heads: Of each.
+            shapes: Shape of the clips of each.
+            seed: Seed of the stretches and of mirroring.
+            labels: Whether items have a class.
+            texts: Whether items have a caption.
+            crop: Take another stretch of a long file in each epoch; else the middle.
+            flip: Mirror half of the clips, other ones in each epoch.
+            total: How many files there are in all splits.
+
+        Raises:
+            DataError: When more than `max_bad` of `total` turn out damaged or too short.
+        """
+        decoder, places = self.decoder, range(len(films))
+        size = sum(
+            3 * s.height * s.width * h.count(self.decoder.fps) for s, h in zip(shapes, heads, strict=True)
+        )  # fmt: skip
+        keep = self.cache and size <= MEMORY
+        if self.cache and not keep:
+            _log.warning("the clips take %.1f GiB: reading them by stretches", size / 2**30)
+
+        def one(i: int) -> Tensor | None:
+            decoder.check(heads[i], shapes[i])
+            return decoder.all(films[i].source, heads[i], shapes[i]) if keep else None
+
+        kept = _in_threads(lambda i: _tried(lambda: one(i)), places)
+        self.judge({i: x for i, x in enumerate(kept) if isinstance(x, ClipError)}, films, total)
+        good = [i for i in places if not isinstance(kept[i], ClipError)]
+        found = Films(
+            self, [films[i] for i in good], [heads[i] for i in good], [shapes[i] for i in good], seed, labels=labels,
+            texts=texts, crop=crop, flip=flip,
+        )  # fmt: skip
+        found.kept = [x for x in (kept[i] for i in good) if isinstance(x, Tensor)]
+        return found
+
+    def judge(self, bad: Mapping[int, ClipError], films: Sequence[Film], total: int | None = None) -> None:
+        """Log the files that cannot be used, or raise `DataError` when they are too many of `total`, or of all."""
+        total = total or len(films)
+        if not bad:
+            return
+        shown = ", ".join(f"{films[i].name} ({reason})" for i, reason in list(bad.items())[:3])
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        if len(bad) > self.max_bad * total:
+            raise DataError(
+                f"{self.key}: {len(bad)} of {total} clips cannot be used: {shown}{more}; repair or remove them, "
+                f"or allow for more with data.max_bad (now {self.max_bad:g})"
+            )
+        _log.warning("%d of %d clips cannot be used and are left out: %s%s", len(bad), total, shown, more)
+
+
+class Films(Dataset[dict[str, Any]]):
+    """Clips of files.
+
+    Item i is ``{"x": float32 (3, T, H, W), "cond": {...}, "index": i}`` with ``label`` and ``text`` as the reader says.
+
+    Arguments:
+        reader: Decodes, and knows how many damaged ones there may be.
+        films: The files.
+        heads: See `Reader.read`, as for `shapes`, `seed`, `labels`, `texts`, `crop` and `flip`.
+
+    Raises:
+        DataError: On access, when more than `max_bad` of the files have turned out damaged.
+    """
+
+    kept: Sequence[Tensor] = ()
+    """The decoded films, uint8 (3, n, H, W), or nothing to read them when asked."""
+
+    def __init__(
+        self, reader: Reader, films: Sequence[Film], heads: Sequence[Head], shapes: Sequence[Shape], seed: int, *,
+        labels: bool = False, texts: bool = False, crop: bool = False, flip: bool = False,
+    ) -> None:  # fmt: skip
+        self.reader, self.films, self.heads, self.shapes = reader, list(films), list(heads), list(shapes)
+        self.seed, self.labels, self.texts, self.crop, self.flip = seed, labels, texts, crop, flip
+        self.epochs = crop or flip
+        self.bad: dict[int, ClipError] = {}
+
+    def __len__(self) -> int:
+        return len(self.films)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = (None, key) if isinstance(key, int) else key
+        if not 0 <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        drawn = epoch is not None and self.epochs
+        place = mix(self.seed, epoch or 0, index, 31) / 2**62 if drawn and self.crop else MIDDLE
+        pixels, index = self._fetch(index, place)
+        x = pixels.float() / 255
+        if drawn and self.flip and mix(self.seed, epoch or 0, index, 32) % 2:
+            x = x.flip(-1)
+        film = self.films[index]
+        cond: dict[str, Any] = {"label": film.label} if self.labels else {}
+        if self.texts:
+            cond["text"] = encoded(film.text)
+        return {"x": x, "cond": cond, "index": index}
+
+    def _fetch(self, index: int, place: float) -> tuple[Tensor, int]:
+        """Return the pixels of an item, and the index of the item they belong to."""
+        decoder, shape = self.reader.decoder, self.shapes[index]
+        if self.kept:
+            return decoder.cut(self.kept[index], shape.frames, place), index
+        for _ in range(len(self)):
+            if self.shapes[index] == shape and index not in self.bad:
+                try:
+                    return decoder.clip(self.films[index].source, self.heads[index], shape, place), index
+                except ClipError as error:
+                    self.bad[index] = error
+                    self.reader.judge(self.bad, self.films)
+            index = (index + 1) % len(self)
+        raise DataError(f"{self.reader.key}: no clip of {shape} is left that can be read")
+
+
+def _tried(call: Callable[[], T]) -> T | ClipError:
+    try:
+        return call()
+    except ClipError as error:
+        return error
+
+
+def _in_threads(function: Callable[[S], T], things: Sequence[S]) -> list[T]:
+    """Return `function` of every thing in order; decoders work without Python's lock."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(function, things))
