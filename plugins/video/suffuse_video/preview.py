@@ -13,15 +13,16 @@ from PIL import Image, ImageDraw, ImageFont
 from suffuse.errors import ConfigError, suggest
 from torch import Tensor
 
+from suffuse_video.placing import placed
 from suffuse_video.writing import enlarged, frames_of, write_gif, write_mp4, write_png
 
 __all__ = ["Filmstrip"]
 
 FORMATS = ("mp4", "gif")
-GAP, LINE = 4, 15
-"""Pixels between strips, and of a caption."""
-FRAME = 48
-"""Longer side in pixels that a frame on the sheet has at least."""
+GAP, TEXT, LINES = 4, 12, 3
+"""Pixels between strips, height of the captions' letters, and most lines of a caption."""
+FRAME, LARGEST = 48, 160
+"""Longer side in pixels that a frame on the sheet has at least, and at most."""
 
 
 class Filmstrip:
@@ -48,6 +49,7 @@ class Filmstrip:
         for key, value in (("frames", frames), ("most", most)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"preview.{key}={value} must be a whole number of at least 1")
+        self._shown: tempfile.TemporaryDirectory[str] | None = None
         self.frames, self.most, self.fps = frames, most, float((about or {}).get("fps", 8.0))
 
     def save(self, x: Tensor, stem: Path) -> Path:
@@ -76,16 +78,22 @@ class Filmstrip:
             raise ValueError(f"{len(xs)} clips and {len(captions)} captions make no sheet")
         strips = [self._strip(x) for x in xs[: self.most]]
         width, height = max(s.width for s in strips), max(s.height for s in strips)
+        font = _font()
+        said = [_wrapped(caption, font, width) for caption in captions[: self.most]]
+        line = round(1.25 * TEXT)
+        height += line * max(len(lines) for lines in said)
         # About as wide as high, since a strip is long.
-        columns = max(1, min(len(strips), round(math.sqrt(len(strips) * (height + LINE) / width))))
+        columns = max(1, min(len(strips), round(math.sqrt(len(strips) * height / width))))
         rows = -(-len(strips) // columns)
-        size = (columns * (width + 3 * GAP) + GAP, rows * (height + LINE + 2 * GAP) + GAP)
-        sheet, font = Image.new("RGB", size, "white"), ImageFont.load_default()
+        size = (columns * (width + 3 * GAP) - GAP, rows * (height + 2 * GAP) + GAP)
+        sheet = Image.new("RGB", size, "white")
         draw = ImageDraw.Draw(sheet)
-        for i, (strip, caption) in enumerate(zip(strips, captions, strict=False)):
-            left, top = GAP + i % columns * (width + 3 * GAP), GAP + i // columns * (height + LINE + 2 * GAP)
-            draw.text((left, top), _shortened(caption, draw, font, width), fill="black", font=font)
-            sheet.paste(strip, (left, top + LINE))
+        for i, (strip, lines) in enumerate(zip(strips, said, strict=True)):
+            left, bottom = GAP + i % columns * (width + 3 * GAP), (i // columns + 1) * (height + 2 * GAP)
+            top = bottom - strip.height - line * len(lines)
+            for number, text in enumerate(lines):
+                draw.text((left, top + number * line), text, fill="black", font=font)
+            sheet.paste(strip, (left, bottom - strip.height))
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
         sheet.save(temporary, format="PNG")
@@ -97,10 +105,10 @@ class Filmstrip:
         import wandb  # takes a second that runs without W&B need not wait
 
         found = []
-        for x, caption in zip(xs, captions, strict=True):
-            # W&B takes the file over when it logs it; the folder is the system's to clean.
-            folder = Path(tempfile.mkdtemp(prefix="suffuse-video-"))
-            file = write_mp4(_clip(x), folder / "clip.mp4", self.fps)
+        # W&B copies a file when it is logged: what was shown last time is no longer needed.
+        self._shown = tempfile.TemporaryDirectory(prefix="suffuse-video-")
+        for number, (x, caption) in enumerate(zip(xs, captions, strict=True)):
+            file = write_mp4(_clip(x), Path(self._shown.name) / f"{number:05d}.mp4", self.fps)
             found.append(wandb.Video(str(file), caption=caption, format="mp4"))
         return found
 
@@ -111,16 +119,20 @@ class Filmstrip:
         if "mp4" in self.format:
             paths.append(write_mp4(x, stem.with_name(f"{stem.name}.mp4"), self.fps, title=title, comment=comment))
         if "gif" in self.format:
-            paths.append(write_gif(x, stem.with_name(f"{stem.name}.gif"), self.fps))
+            paths.append(write_gif(x, stem.with_name(f"{stem.name}.gif"), self.fps, comment=title))
         if x.shape[1] == 1:
             write_png(x[:, 0], stem.with_name(f"{stem.name}.png"))
         return paths[0]
 
     def _strip(self, x: Tensor) -> Image.Image:
-        """Return frames of a clip side by side."""
+        """Return frames of a clip side by side, small ones enlarged without smoothing, large ones reduced."""
         frames = frames_of(_clip(x))
         count = min(self.frames, len(frames))
         chosen = frames[np.round(np.linspace(0, len(frames) - 1, count)).astype(int)]
+        side = max(chosen.shape[1:3])
+        if side > LARGEST:
+            size = tuple(max(1, n * LARGEST // side) for n in chosen.shape[1:3])
+            chosen = np.stack([placed(frame, (size[0], size[1]), "stretch") for frame in chosen])
         chosen = enlarged(chosen, FRAME)
         # A line of white between frames shows where one ends.
         padded = np.pad(chosen, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255)
@@ -139,12 +151,34 @@ def _clip(x: Tensor) -> Tensor:
     return x.expand(3, -1, -1, -1) if x.shape[0] == 1 else x
 
 
-def _shortened(text: str, draw: ImageDraw.ImageDraw, font: Any, width: int) -> str:
-    """Return the first line of `text`, cut so that it is at most `width` pixels wide."""
-    text = text.splitlines()[0] if text else ""
+def _font() -> Any:
+    try:
+        return ImageFont.load_default(TEXT)
+    except (ImportError, OSError):  # a Pillow without FreeType has one size only
+        return ImageFont.load_default()
+
+
+def _wrapped(text: str, font: Any, width: int) -> list[str]:
+    """Return a caption in lines that are at most `width` pixels wide; what needs more than `LINES` is cut."""
+    # The built-in bitmap font of a Pillow without FreeType knows Latin-1 only.
     text = text if isinstance(font, ImageFont.FreeTypeFont) else text.encode("latin-1", "replace").decode("latin-1")
-    if draw.textlength(text, font=font) <= width:
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        elif len(lines) == LINES:
+            lines[-1] = _cut(longer, font, width)
+            break
+        else:
+            lines.append(_cut(word, font, width))
+    return lines
+
+
+def _cut(text: str, font: Any, width: int) -> str:
+    """Return a text, cut so that it is at most `width` pixels wide."""
+    if font.getlength(text) <= width:
         return text
-    while text and draw.textlength(text + "..", font=font) > width:
+    while text and font.getlength(f"{text}..") > width:
         text = text[:-1]
-    return text + ".."
+    return f"{text}.."

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from suffuse.errors import ConfigError
-from suffuse_video.preview import Filmstrip
+from suffuse_video.files import read
+from suffuse_video.preview import Filmstrip, _font, _wrapped
 
 ABOUT = {"fps": 5.0}
 
@@ -49,9 +50,7 @@ def test_the_sheet_shows_every_frame_in_order(tmp_path: Path):
     rows = [y for y in range(pixels.shape[0]) if (pixels[y, 10:-10] < 250).mean() > 0.8]
     top, low = rows[3], rows[-3]
     width = 48
-    rising, falling = (
-        [pixels[y, 4 + t * (width + 1) + width // 2] for t in range(8)] for y in (top, low)
-    )
+    rising, falling = ([pixels[y, 4 + t * (width + 1) + width // 2] for t in range(8)] for y in (top, low))
     assert rising == pytest.approx([255 * t / 8 for t in range(8)], abs=1)
     assert falling == pytest.approx(rising[::-1], abs=1)
 
@@ -75,6 +74,38 @@ def test_grey_clips_and_what_is_no_clip(tmp_path: Path):
 def test_media():
     media = Filmstrip(about=ABOUT).media(torch.stack([steps(), steps()]), ["a", "b"])
     assert [type(item).__name__ for item in media] == ["Video", "Video"]
+
+
+def test_media_are_files_that_w_and_b_can_copy():
+    preview = Filmstrip(about=ABOUT)
+    first, second = (preview.media(steps()[None], ["a"]) for _ in range(2))
+    assert not Path(first[0]._path).exists()  # of the last time, when it was logged
+    back = read(second[0]._path, fps=5)
+    assert back.shape[1] == 8 and [round(float(v) * 8) for v in back.mean((0, 2, 3))] == list(range(8))
+
+
+def test_large_frames_are_reduced(tmp_path: Path):
+    clip = steps(4, 400)[..., :300]
+    path = Filmstrip(about=ABOUT).overview(clip[None], ["a caption"], tmp_path / "o.png")
+    width, height = Image.open(path).size
+    assert width == 4 * 121 - 1 + 2 * 4 and 160 < height < 200
+    pixels = np.asarray(Image.open(path).convert("L"), dtype=float)
+    assert [pixels[-20, 4 + 121 * t + 60] for t in range(4)] == pytest.approx([255 * t / 4 for t in range(4)], abs=1)
+
+
+def test_captions_are_wrapped_and_cut():
+    font = _font()
+    lines = _wrapped("a three and a seven that bounce off every wall of a dark room", font, 64)
+    assert len(lines) == 3 and all(font.getlength(line) <= 64 for line in lines)
+    assert lines[0] == "a three and" and lines[-1].endswith("..")
+    assert _wrapped("short", font, 64) == ["short"] and _wrapped("", font, 64) == []
+    assert _wrapped("w" * 90, font, 64)[0].endswith("..")
+
+
+def test_the_caption_is_in_the_gif(tmp_path: Path):
+    rows = [{"index": 0, "caption": "one red circle"}]
+    Filmstrip("gif", about=ABOUT).write(steps()[None], rows, tmp_path)
+    assert Image.open(tmp_path / "00000.gif").info["comment"] == b"one red circle" and rows[0]["file"] == "00000.gif"
 
 
 @pytest.mark.parametrize(
