@@ -101,7 +101,8 @@ def test_a_key_of_another_data_option_is_named(command) -> None:
 
 def test_plugins_json(command) -> None:
     found = json.loads(command("suffuse", "plugins", "--json").stdout)
-    assert [m["name"] for m in found["modalities"]] == ["audio", "image", "molecules", "video"] and found["failures"] == []
+    assert [m["name"] for m in found["modalities"]] == ["audio", "image", "molecules", "video"]
+    assert found["failures"] == []
 
 
 def test_config_can_be_shown(command) -> None:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from suffuse.data import Data
 from suffuse.errors import ConfigError, DataError
+from suffuse.frechet import frechet
 from torch import Tensor
 from torch.nn import functional as F
 
 from suffuse_image.features import FeatureNet, stack, train
-from suffuse.frechet import frechet
 
 __all__ = ["FeatureMetrics", "nearest"]
 

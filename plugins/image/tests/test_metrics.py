@@ -8,10 +8,10 @@ import pytest
 import torch
 from suffuse.data import Data, Spec
 from suffuse.errors import ConfigError, DataError
+from suffuse.frechet import frechet
 from suffuse_image.data import MNIST, Digits
 from suffuse_image.data.pictures import Pictures
 from suffuse_image.features import stack, train
-from suffuse.frechet import frechet
 from suffuse_image.metrics import FeatureMetrics, nearest
 
 

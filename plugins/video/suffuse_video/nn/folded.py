@@ -1,4 +1,4 @@
-"""FoldedUNet: the frames of a clip as channels of a picture, so that a two-dimensional network sees all of them at once.
+"""FoldedUNet: the frames of a clip as channels of a picture, so that a two-dimensional network sees all at once.
 
 It is the cheapest way to a short clip: what a place shows over time is one vector. The length is that of training;
 longer clips are drawn window by window.
