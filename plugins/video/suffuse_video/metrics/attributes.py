@@ -57,9 +57,7 @@ class Attributes:
             raise DataError("metrics: no caption is one of the embedded set's; use metrics=video/features")
         seen = [watch(x) for _, x in found]
         result = figures([clip for clip, _ in found], seen, self.seed)
-        val: Any = data.val
-        count = min(len(val), 200)
-        real = [val[i * len(val) // count] for i in range(count)]
+        real = data.sample(200, held_out=True)
         pairs = _asked([item["x"] for item in real], [captions_of(item["cond"]["text"][None])[0] for item in real])
         of_real = [watch(x) for _, x in pairs]
         whole = figures([clip for clip, _ in pairs], of_real, self.seed)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from suffuse.data import Data, spaced
+from suffuse.data import Data
 from suffuse.errors import ConfigError, DataError
 from suffuse.frechet import frechet
 from suffuse.text import captions_of
@@ -135,8 +135,8 @@ class Features:
 
     def _real(self, data: Data) -> _Real:
         """Return the network and what it says of the data."""
-        x, asked_train = _taken(data.train, 3000)
-        val, asked_val = _taken(data.val, 1000)
+        x, asked_train = _taken(data, 3000, False)
+        val, asked_val = _taken(data, 1000, True)
         names = sorted(set(asked_train))
         if not 2 <= len(names) <= CAPTIONS:
             raise DataError(
@@ -172,10 +172,9 @@ def _asked(cond: Mapping[str, Tensor], rows: int) -> list[Any]:
     return captions_of(cond["text"]) if "text" in cond else [None] * rows
 
 
-def _taken(split: Any, limit: int) -> tuple[Tensor, list[Any]]:
+def _taken(data: Data, limit: int, held_out: bool) -> tuple[Tensor, list[Any]]:
     """Return at most `limit` clips, small, and what each was asked for."""
-    first = (0, 0) if getattr(split, "epochs", False) else 0
-    items = [split[(0, i) if isinstance(first, tuple) else i] for i in spaced(len(split), limit)]
+    items = data.sample(limit, held_out=held_out)
     conds: dict[str, Tensor] = torch.utils.data.default_collate([dict(item["cond"]) for item in items])
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
     asked = _asked(conds, len(items))
