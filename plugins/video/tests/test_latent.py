@@ -328,7 +328,10 @@ def test_the_figures_of_known_errors() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where an autoencoder ``ae`` was trained for some steps."""
     path = tmp_path_factory.mktemp("ae")
-    runs(path, "train", "task=autoencoder", "name=ae", "steps=8", "num=4", "metrics_num=8", "model.width=16")
+    runs(
+        path, "train", "task=autoencoder", "name=ae", "steps=8", "num=4", "metrics_num=8", "model.width=16",
+        "model.multipliers=[1,1]", "model.factors=[[2,1,1]]",
+    )  # fmt: skip
     return path
 
 
