@@ -205,3 +205,9 @@ def test_a_missing_encoder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot load it") as caught:
         PretrainedText(path=str(tmp_path / "empty"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_clock_goes_without_saying():
+    reader = WordText(about={"text": True, "clock": "start"}, width=16, scalars=["start", "size"])
+    raw = reader.parse({"text": "a sine", "start": 3.0, "size": 2.0}, 1)
+    assert reader.captions(raw) == ["a sine, size 2"] and raw["start"].item() == 3

@@ -45,6 +45,8 @@ class Conditioner(nn.Module):
 
     context: int = 0
     """Size of the tokens that are attended to; 0 without any."""
+    quiet: tuple[str, ...] = ()
+    """Conditions that go without saying in a caption."""
 
     def __init__(
         self, labels: Sequence[str] = (), scalars: Sequence[str] = (), width: int = 64, dropout: float = 0.1,
@@ -175,7 +177,7 @@ class Conditioner(nn.Module):
                 text.append(self.labels[int(raw["label"][row])])
             for name in self.scalars:
                 value = float(raw[name][row])
-                text += [f"{name} {value:.3g}"] * (value == value)
+                text += [f"{name} {value:.3g}"] * (value == value and name not in self.quiet)
         return [", ".join(text) for text in texts]
 
     def _label(self, value: Any) -> int:

@@ -55,7 +55,7 @@ class Text(Conditioner, ABC):
     Arguments:
         options: Arguments of `Conditioner`.
         about: Facts of the data: ``text`` says whether its items have a caption, ``prompts`` are captions that samples
-            are drawn for when none is asked for.
+            are drawn for when none is asked for, ``clock`` names the condition that counts tokens.
         width: Size of the embedded vector and of the tokens.
 
     Raises:
@@ -66,6 +66,7 @@ class Text(Conditioner, ABC):
         super().__init__(width=width, **options)
         about = about or {}
         self.text, self.prompts = bool(about.get("text")), tuple(about.get("prompts") or ())
+        self.quiet = (about["clock"],) if about.get("clock") else ()
         if self.text:
             self.width = width
             self.first = nn.Parameter(torch.randn(width) / width**0.5)
