@@ -511,7 +511,7 @@ def test_perturbed_is_the_network_rebuilt(transformer, how):
         for block in worse.blocks[1:]:
             attention = block.attention
             # With the identity for a map, each token is its own value through the output layer.
-            attention.forward = lambda x, table, a=attention: a.out(a.qkv(x)[..., -16:])
+            attention.forward = lambda x, table, mask=None, a=attention: a.out(a.qkv(x)[..., -16:])
     inner = of(transformer)
     before, spoilt = inner(IMAGES, 0.6).x0, of(worse)(IMAGES, 0.6).x0
     assert (before - spoilt).abs().max() > 1e-2
