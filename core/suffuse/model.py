@@ -22,7 +22,7 @@ from suffuse.noise import KeyedNoise
 from suffuse.objective import Loss, Objective
 from suffuse.observation import Inpaint, sdedit
 from suffuse.process import Process, bound, reference
-from suffuse.rollout import APART, Part, Window, begin, further, given_tokens, roll, with_given
+from suffuse.rollout import Window, rolled
 from suffuse.sampler import sample
 from suffuse.self_condition import SelfConditioned
 from suffuse.state import Dense, State, leaves, map_state
@@ -270,9 +270,9 @@ class Model(nn.Module):
                 differ in noise.
         """
         with torch.inference_mode():
-            rolled = self._rolled(recipe, seeds, raw, like, edit, path, window or Window())
-            if rolled is not None:
-                return rolled
+            found = rolled(self, recipe, seeds, raw, like, edit, path, window or Window())
+            if found is not None:
+                return found
             denoiser, cond = self.guided(recipe, raw, len(seeds))
             grid = recipe.grid(reference(self.process).schedule, recipe.sampler.steps)
             like = self.facts.like(len(seeds), self.device) if like is None else like
@@ -290,44 +290,6 @@ class Model(nn.Module):
             whole = map_state(lambda leaf: leaf.expand(len(seeds), *leaf.shape[1:]).clone(), known)
             start = float(grid.t[edit.first(len(grid.t) - 1)])
             return sdedit(denoiser, self.process, recipe.sampler, grid, noise, whole, start, cond)
-
-    def _rolled(
-        self, recipe: Recipe, seeds: Tensor, raw: Mapping[str, Tensor], like: State | None, edit: Edit | None,
-        path: Path | None, window: Window,
-    ) -> Tensor | None:  # fmt: skip
-        """Return samples with given tokens, or of a length of their own; None where neither is asked or possible."""
-        process = self.process
-        if self.objective.tokens is None or isinstance(process, Mapping) or len(process.space.tokens) != 1:
-            return None
-        (axis,) = process.space.tokens
-        like = self.facts.like(len(seeds), self.device) if like is None else like
-        assert isinstance(like, Tensor)  # one process, one tensor
-        trained, length = int(self.facts.shape[axis - 1]), like.shape[axis]
-        size, overlap = window.fitted(trained, length)
-        given = None
-        if edit is not None and edit.strength is None:
-            assert isinstance(edit.mask, Tensor) and isinstance(edit.known, Tensor)
-            given = given_tokens(edit.mask, axis)
-        if given is None and length == size:
-            return None
-        if path is not None or (edit is not None and given is None):
-            what = "interpolate=true" if path is not None else "strength=, or a mask of parts,"
-            raise ConfigError(f"{what} needs samples of the training data's length, {trained}; {length} were asked for")
-        schedule, grid = process.schedule, recipe.grid(process.schedule, recipe.sampler.steps)
-        clock = self.facts.about.get("clock")
-
-        def draw(part: Part, here: Tensor, known: Tensor, held: Any) -> Tensor:
-            denoiser, cond = self.guided(recipe, further(dict(raw), clock, part.first), len(seeds))
-            noise = KeyedNoise(seeds.to(self.device) + part.number * APART)
-            own, x = grid, None
-            if held.any():
-                own = with_given(grid, held, schedule)
-                x = begin(process, here, noise, own, known, held, axis)
-            found = sample(denoiser, process, recipe.sampler, own, noise, here, cond, x=x)
-            assert isinstance(found, Tensor)
-            return found
-
-        return roll(draw, like, axis, size, overlap, edit.known if edit and given is not None else None, given)  # type: ignore[arg-type]
 
     def guided(self, recipe: Recipe, raw: Mapping[str, Tensor], rows: int) -> tuple[Denoiser, Any]:
         """Return the denoiser that a recipe samples from, and the embedded conditions."""

@@ -9,23 +9,29 @@ one level). Whether a token is a frame, a second of sound or a residue is not kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from suffuse.edit import Edit, Path
 from suffuse.errors import ConfigError
 from suffuse.grid import Grid
 from suffuse.levels import CLEAN
 from suffuse.noise import KeyedNoise
 from suffuse.process import Process
+from suffuse.sampler import sample
 from suffuse.schedule import Schedule
+from suffuse.state import State
 
-__all__ = ["APART", "Part", "Window", "begin", "further", "given_tokens", "parts", "roll", "with_given"]
+if TYPE_CHECKING:
+    from suffuse.model import Model, Recipe
+
+__all__ = ["APART", "Part", "Window", "begin", "further", "given_tokens", "parts", "roll", "rolled", "with_given"]
 
 Mask = NDArray[np.bool_]
 
@@ -145,3 +151,50 @@ def further(raw: dict[str, Any], clock: str | None, tokens: int) -> dict[str, An
     if not tokens or clock is None or clock not in raw:
         return raw
     return {**raw, clock: raw[clock] + tokens}
+
+
+def rolled(
+    model: Model, recipe: Recipe, seeds: Tensor, raw: Mapping[str, Tensor], like: State | None, edit: Edit | None,
+    path: Path | None, window: Window,
+) -> Tensor | None:  # fmt: skip
+    """Return samples with given tokens, or of a length of their own; None where neither is asked or possible.
+
+    Arguments:
+        model: Trained with noise levels per token, or another one, for which this is None.
+        recipe, seeds, raw, like, edit, path, window: See `suffuse.model.Model.draw`.
+
+    Raises:
+        ConfigError: When the edit or the path needs samples of the training data's length.
+    """
+    process = model.process
+    if model.objective.tokens is None or isinstance(process, Mapping) or len(process.space.tokens) != 1:
+        return None
+    (axis,) = process.space.tokens
+    like = model.facts.like(len(seeds), model.device) if like is None else like
+    assert isinstance(like, Tensor)  # one process, one tensor
+    trained, length = int(model.facts.shape[axis - 1]), like.shape[axis]
+    size, overlap = window.fitted(trained, length)
+    given = None
+    if edit is not None and edit.strength is None:
+        assert isinstance(edit.mask, Tensor) and isinstance(edit.known, Tensor)
+        given = given_tokens(edit.mask, axis)
+    if given is None and length == size:
+        return None
+    if path is not None or (edit is not None and given is None):
+        what = "interpolate=true" if path is not None else "strength=, or a mask of parts,"
+        raise ConfigError(f"{what} needs samples of the training data's length, {trained}; {length} were asked for")
+    schedule, grid = process.schedule, recipe.grid(process.schedule, recipe.sampler.steps)
+    clock = model.facts.about.get("clock")
+
+    def draw(part: Part, here: Tensor, known: Tensor, held: Any) -> Tensor:
+        denoiser, cond = model.guided(recipe, further(dict(raw), clock, part.first), len(seeds))
+        noise = KeyedNoise(seeds.to(model.device) + part.number * APART)
+        own, x = grid, None
+        if held.any():
+            own = with_given(grid, held, schedule)
+            x = begin(process, here, noise, own, known, held, axis)
+        found = sample(denoiser, process, recipe.sampler, own, noise, here, cond, x=x)
+        assert isinstance(found, Tensor)
+        return found
+
+    return roll(draw, like, axis, size, overlap, edit.known if edit and given is not None else None, given)  # type: ignore[arg-type]
