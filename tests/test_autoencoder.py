@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from suffuse.autoencoder import Autoencoder
 from suffuse.errors import CheckpointError, ConfigError
 from suffuse.latent import Latent
@@ -88,6 +91,22 @@ def test_the_loss_is_the_sum_of_its_parts() -> None:
     for options, named in (({"l1": -1}, "l1=-1"), ({"kl": float("nan")}, "kl=nan"), ({"l1": 0}, "nothing to train")):
         with pytest.raises(ConfigError, match=named):
             Reconstruction(**options)
+
+
+def test_the_option_names_all_arguments() -> None:
+    """Of the loss, and of the discriminator in its comment; the state's shape is filled in by the model."""
+    text = (Path(__file__).parents[1] / "conf" / "objective" / "autoencoder.yaml").read_text()
+    node = yaml.safe_load(text)
+    assert text.startswith("# ") and node.pop("_target_") == "suffuse.reconstruction.Reconstruction"
+    assert node == _defaults(Reconstruction) | {"terms": {}}
+    (shown,) = re.findall(r"adversarial: null +# (\{.*\})", text)
+    game = yaml.safe_load(shown)
+    assert game.pop("_target_") == "suffuse.reconstruction.Adversarial" and game.pop("_partial_") is True
+    assert set(game) <= set(_defaults(Adversarial))
+
+
+def _defaults(cls: type) -> dict[str, object]:
+    return {name: p.default for name, p in inspect.signature(cls).parameters.items() if name != "shape"}
 
 
 def test_each_side_of_the_game_moves_its_own_weights_only() -> None:
