@@ -124,12 +124,10 @@ def modality_keys(modality: str) -> dict[str, set[str]]:
 
 def option_keys(group: str, target: str) -> set[str]:
     """Return the keys of all options of a group that have this ``_target_``; empty where none has."""
-    import yaml
-
     keys: set[str] = set()
     for root in [CONF, *(p.modality.conf for p in registry().providers.values())]:
         for path in sorted((root / group).rglob("*.yaml")):
-            tree = yaml.safe_load(path.read_text()) or {}
+            tree = _tree(path.read_text())
             if tree.get("_target_") == target:
                 keys |= set(tree)
     return keys
@@ -199,17 +197,22 @@ def _near(part: str, parent: str, node: Mapping[str, Any]) -> str:
 
 def _keys(roots: Sequence[Path], pattern: str) -> dict[str, Any]:
     """Return the union of the trees in every file that matches; of global ones, the part at the pattern's group."""
-    import yaml
-
     group = pattern.partition("/")[0]
     merged: dict[str, Any] = {}
     for root in roots:
         for path in sorted(root.glob(pattern)):
             text = path.read_text()
-            tree = yaml.safe_load(text) or {}
+            tree = _tree(text)
             whole = group == "modality" or "@package _global_" not in text.partition("\n")[0]
             _merge(merged, tree if whole else tree.get(group) or {})
     return {key: value for key, value in merged.items() if key not in ("defaults", "hydra")}
+
+
+def _tree(text: str) -> dict[str, Any]:
+    """Return what YAML says; libyaml, where it was built in, reads it ten times as fast."""
+    import yaml
+
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
 
 def _merge(into: dict[str, Any], tree: Mapping[str, Any]) -> None:
