@@ -1,0 +1,10 @@
+"""Entry point: describes the package without importing torch."""
+
+from pathlib import Path
+
+from suffuse import Modality, hookimpl
+
+
+@hookimpl
+def suffuse_modalities() -> list[Modality]:
+    return [Modality("shapes", "waves of two kinds", conf=Path(__file__).parent / "conf")]

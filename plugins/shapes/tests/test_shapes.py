@@ -1,0 +1,5 @@
+from suffuse.testing import ModalityContract
+
+
+class TestModality(ModalityContract):
+    modality = "shapes"
