@@ -7,4 +7,4 @@ from suffuse import Modality, hookimpl
 
 @hookimpl
 def suffuse_modalities() -> list[Modality]:
-    return [Modality("shapes", "waves of two kinds", conf=Path(__file__).parent / "conf")]
+    return [Modality("shapes", "coloured point clouds and meshes", conf=Path(__file__).parent / "conf")]
