@@ -61,7 +61,7 @@ class Categorical(Process):
         """Return two uniform numbers per token, float32, shape (*like.shape, 2)."""
         two = torch.empty(*like.shape, 2, device=like.device)
         keyed, shape = self.space.keyed(noise, two)
-        return self.space.white(keyed.uniform(two.new_empty(shape), step, stream).reshape(two.shape))
+        return self.space.white(self.space.placed(keyed.uniform(two.new_empty(shape), step, stream), two))
 
     def corrupt(self, x0: Tensor, t: float | Tensor, eps: Tensor, source: Tensor | None = None) -> Tensor:
         """Return x_t given x_0; `source`, where given, takes the place of the noise tokens."""

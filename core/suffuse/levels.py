@@ -17,6 +17,7 @@ from torch import Tensor
 
 from suffuse.errors import ConfigError
 from suffuse.noise import KeyedNoise
+from suffuse.space import per_token
 
 __all__ = ["CLEAN", "TokenLevels"]
 
@@ -48,7 +49,9 @@ class TokenLevels:
             if not 0 <= getattr(self, name) <= 1 - (self.given if name == "independent" else 0.0):
                 raise ConfigError(f"objective.tokens.{name}={getattr(self, name)}: two shares, together at most 1")
 
-    def quantiles(self, noise: KeyedNoise, step: int, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def quantiles(
+        self, noise: KeyedNoise, step: int, rows: Tensor, count: int, there: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return quantiles of the density for every token, (B, T), and which tokens are clean, boolean (B, T).
 
         Arguments:
@@ -56,19 +59,27 @@ class TokenLevels:
             step: Which draw.
             rows: Quantiles of the rows, shape (B,).
             count: Number of tokens T.
+            there: Which tokens exist, boolean (B, T), those that do in front; None for all. The others change nothing.
         """
         like = torch.empty(len(rows), count, dtype=rows.dtype, device=rows.device)
         kind, how = (noise.uniform(rows, step, STREAM + i)[:, None] for i in range(2))
-        own, place = (noise.uniform(like, step, STREAM + 2 + i) for i in range(2))
+        if there is None:
+            own, place = (noise.uniform(like, step, STREAM + 2 + i) for i in range(2))
+        else:
+            # One stream per token: how many there are in the batch must not change a row's numbers.
+            tokens, shape = per_token(noise, like, (1,))
+            each = like.new_empty(shape)
+            own, place = (tokens.uniform(each, step, STREAM + 2 + i).view(like.shape) for i in range(2))
         u = torch.where(kind < self.independent, own, rows[:, None].expand_as(own))
-        if count == 1:
-            return u, torch.zeros_like(u, dtype=torch.bool)
+        if there is None:
+            there = torch.ones_like(u, dtype=torch.bool)
+        many = there.sum(1, keepdim=True).to(rows.dtype)
         # From one to all but one of the tokens are given.
-        number = 1 + (noise.uniform(rows, step, STREAM + 4)[:, None] * (count - 1)).floor()
+        number = 1 + (noise.uniform(rows, step, STREAM + 4)[:, None] * (many - 1)).floor()
         index = torch.arange(count, device=rows.device, dtype=rows.dtype)[None]
         first = index < number
         before = 1 + ((number - 1) * noise.uniform(rows, step, STREAM + 5)[:, None]).floor()
-        ends = (index < before) | (index >= count - (number - before))
-        any_of = place.argsort(1).argsort(1) < number
-        chosen = torch.where(how < 0.5, first, torch.where(how < 0.75, ends, any_of))
+        ends = (index < before) | (index >= many - (number - before))
+        any_of = torch.where(there, place, 2.0).argsort(1).argsort(1) < number
+        chosen = torch.where(how < 0.5, first, torch.where(how < 0.75, ends, any_of)) & there & (many > 1)
         return u, chosen & (kind >= self.independent) & (kind < self.independent + self.given)

@@ -223,6 +223,8 @@ class Model(nn.Module):
         model = cls(record["config"], Facts.restore(record["facts"]))
         if weights not in ("ema", "raw"):
             raise ConfigError(f"weights={weights} is neither 'ema' nor 'raw'")
+        if saved["state_dict"] is None:  # a published model, whose network read its weights itself
+            return model.eval()
         state = saved["state_dict"] if weights == "ema" else saved.get("current_model_state", saved["state_dict"])
         try:
             model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
@@ -270,6 +272,9 @@ class Model(nn.Module):
                 differ in noise.
         """
         with torch.inference_mode():
+            if edit is not None and isinstance(edit.known, Mapping):
+                # Its frozen fields, such as a mask, are those of every sample.
+                like = map_state(lambda leaf: leaf.to(self.device).expand(len(seeds), *leaf.shape[1:]), edit.known)
             found = rolled(self, recipe, seeds, raw, like, edit, path, window or Window())
             if found is not None:
                 return found
@@ -295,22 +300,24 @@ class Model(nn.Module):
         """Return the denoiser that a recipe samples from, and the embedded conditions."""
         cond = self.conditioner({name: value.to(self.device) for name, value in raw.items()})
         plain = SelfConditioned(self.denoiser) if self.denoiser.self_condition else self.denoiser
-        null = self._null(recipe.guidance, rows) if self.conditioner.width else None
+        null = self._null(recipe.guidance, raw, rows) if self.conditioner.width else None
         grid = recipe.grid(reference(self.process).schedule, recipe.sampler.steps)
         guided = recipe.guidance(plain, Setting(grid, null, raw, self.facts))
         return self.conditioner.constrain(guided, raw), cond
 
-    def _null(self, guidance: Guidance, rows: int) -> dict[str, Tensor]:
+    def _null(self, guidance: Guidance, raw: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
         """Return the embedded condition that guidance moves away from: none, or the negative one."""
-        negative = getattr(guidance, "negative", None)
-        if not negative:
+        negative, kept = getattr(guidance, "negative", None), self.conditioner.kept
+        if not negative and not kept:
             return self.conditioner.null(rows, self.device)
         absent = {"label": -1} if self.facts.labels else {}
         try:
-            raw = self.conditioner.parse({**absent, **negative}, rows)
+            avoided = self.conditioner.parse({**absent, **negative}, rows) if negative else {}
         except ConfigError as error:
             raise ConfigError(f"guidance.negative: {error}") from error
-        embedded: dict[str, Tensor] = self.conditioner({name: value.to(self.device) for name, value in raw.items()})
+        avoided = avoided or self.conditioner.nothing(rows, self.device)
+        avoided |= {name: raw[name] for name in kept if name in raw}
+        embedded: dict[str, Tensor] = self.conditioner({k: value.to(self.device) for k, value in avoided.items()})
         return embedded
 
     @property

@@ -129,8 +129,11 @@ def field_error(away: Tensor, out: Tensor, process: Process, weight: Weight, t: 
     lam = process.schedule.lam(t)
     factor = weight(lam) * out**2
     if t.ndim > 1:
-        noisy = lam < LAM_MAX - 1e-6
-        factor = torch.where(noisy, factor, 0.0) * (noisy.shape[1] / noisy.sum(1, keepdim=True).clamp(min=1))
+        noisy, there = lam < LAM_MAX - 1e-6, process.space.there(away)
+        count: Any = noisy.shape[1]
+        if there is not None:
+            noisy, count = noisy & there, there.sum(1, keepdim=True)
+        factor = torch.where(noisy, factor, 0.0) * (count / noisy.sum(1, keepdim=True).clamp(min=1))
         each = process.space.expand(factor.to(torch.float32), away)
         return process.space.mean(each * away.float() ** 2)
     error: Tensor = factor.to(torch.float32) * process.space.mean(away.float() ** 2)
@@ -183,8 +186,9 @@ class Objective:
             raise ConfigError(f"objective.self_condition={self.self_condition} must be in [0, 1]")
 
     def levels(
-        self, noise: KeyedNoise, step: int, positions: Tensor, total: int, schedule: Schedule, tokens: int | None = None
-    ) -> Tensor:
+        self, noise: KeyedNoise, step: int, positions: Tensor, total: int, schedule: Schedule,
+        tokens: int | None = None, there: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Return the noise levels of the rows, shape (B,), float64, or of their tokens, (B, T).
 
         Arguments:
@@ -194,6 +198,7 @@ class Objective:
             total: Rows of the global batch, over all ranks.
             schedule: The reference schedule.
             tokens: Number of tokens whose levels may differ; None for one level per row.
+            there: Which tokens exist, boolean (B, T); None for all.
         """
         like = torch.empty(len(positions), dtype=torch.float64, device=positions.device)
         u = noise.uniform(like, step, TIME_STREAM)
@@ -201,7 +206,7 @@ class Objective:
             u = (positions + u) / total
         if tokens is None or self.tokens is None:
             return self.density.quantile(u, schedule).clamp(-LAM_MAX, LAM_MAX)
-        u, clean = self.tokens.quantiles(noise, step, u, tokens)
+        u, clean = self.tokens.quantiles(noise, step, u, tokens, there)
         lam = self.density.quantile(u.flatten(), schedule).clamp(-LAM_MAX, LAM_MAX - 1).view(u.shape)
         return torch.where(clean, LAM_MAX, lam)
 
@@ -231,7 +236,8 @@ class Objective:
         if positions is None:
             positions = torch.arange(count, device=leaf.device)
         schedule = reference(process).schedule
-        lam = self.levels(noise, step, positions, total or count, schedule, self._tokens(process, leaf))
+        tokens, there = self._tokens(process, x0)
+        lam = self.levels(noise, step, positions, total or count, schedule, tokens, there)
         t = schedule.time(lam)
         eps = map_state(lambda x, p, stream: p.draw(x, noise, step, stream), x0, process, streams(process))
         eps = self.coupling(x0, eps, process)
@@ -239,19 +245,23 @@ class Objective:
         away, out = denoiser.residual(x0, eps, t, cond, previous)
         errors = list(leaves(map_state(field_error, away, out, process, self.weight, t)))
         per_sample = self._sum(errors, lam, schedule, _constants(self.field_weights, x0))
-        return Loss(per_sample.mean(), per_sample, lam if lam.ndim == 1 else lam.mean(1))
+        if lam.ndim > 1:
+            lam = lam.mean(1) if there is None else (lam * there).sum(1) / there.sum(1).clamp(min=1)
+        return Loss(per_sample.mean(), per_sample, lam)
 
-    def _tokens(self, process: Any, leaf: Tensor) -> int | None:
-        """Return how many tokens have levels of their own."""
+    def _tokens(self, process: Any, x0: State) -> tuple[int | None, Tensor | None]:
+        """Return how many tokens have levels of their own, and which of them exist, None for all."""
         if self.tokens is None:
-            return None
-        axes = reference(process).space.tokens
+            return None, None
+        space = reference(process).space
+        axes = space.tokens
         if len(axes) != 1:
             raise ConfigError(
                 f"objective.tokens: the process's space names {len(axes)} axes of tokens; give it one, for example "
                 "process.space.tokens=[2]"
             )
-        return leaf.shape[axes[0]]
+        leaf = next(leaf for p, leaf in zip(leaves(process), leaves(x0), strict=False) if p.noised)
+        return leaf.shape[axes[0]], space.there(leaf)
 
     def _sum(self, errors: list[Tensor], lam: Tensor, schedule: Schedule, constants: list[float]) -> Tensor:
         """Return the sum over the fields, shape (B,)."""

@@ -61,7 +61,7 @@ class Gaussian(Process):
         """Return white noise on the space."""
         keyed, shape = self.space.keyed(noise, like)
         z = keyed.normal(like if shape == like.shape else like.new_empty(shape), step, stream)
-        return self.space.white(z.reshape(like.shape))
+        return self.space.white(self.space.placed(z, like))
 
     def prior(self, like: Tensor, eps: Tensor, t: float | Tensor = 1.0) -> Tensor:
         """Return sigma_t eps; the mean alpha_t E[x_0] that it leaves out is what the schedule's end makes small."""

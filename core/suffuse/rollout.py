@@ -23,7 +23,7 @@ from suffuse.errors import ConfigError
 from suffuse.grid import Grid
 from suffuse.levels import CLEAN
 from suffuse.noise import KeyedNoise
-from suffuse.process import Process
+from suffuse.process import Process, bound
 from suffuse.sampler import sample
 from suffuse.schedule import Schedule
 from suffuse.state import State
@@ -156,8 +156,10 @@ def further(raw: dict[str, Any], clock: str | None, tokens: int) -> dict[str, An
 def rolled(
     model: Model, recipe: Recipe, seeds: Tensor, raw: Mapping[str, Tensor], like: State | None, edit: Edit | None,
     path: Path | None, window: Window,
-) -> Tensor | None:  # fmt: skip
+) -> State | None:  # fmt: skip
     """Return samples with given tokens, or of a length of their own; None where neither is asked or possible.
+
+    Of named fields, one that is noised and frozen ones, such as a mask, samples are drawn at once at any length.
 
     Arguments:
         model: Trained with noise levels per token, or another one, for which this is None.
@@ -167,7 +169,11 @@ def rolled(
         ConfigError: When the edit or the path needs samples of the training data's length.
     """
     process = model.process
-    if model.objective.tokens is None or isinstance(process, Mapping) or len(process.space.tokens) != 1:
+    if model.objective.tokens is None:
+        return None
+    if isinstance(process, Mapping):
+        return _among(model, recipe, seeds, raw, like, edit if path is None else None)
+    if len(process.space.tokens) != 1:
         return None
     (axis,) = process.space.tokens
     like = model.facts.like(len(seeds), model.device) if like is None else like
@@ -198,3 +204,28 @@ def rolled(
         return found
 
     return roll(draw, like, axis, size, overlap, edit.known if edit and given is not None else None, given)  # type: ignore[arg-type]
+
+
+def _among(
+    model: Model, recipe: Recipe, seeds: Tensor, raw: Mapping[str, Tensor], like: State | None, edit: Edit | None
+) -> State | None:
+    """Return samples of named fields with given tokens; None without any, and unless one field alone is noised."""
+    assert isinstance(model.process, Mapping)
+    noised = [name for name, p in model.process.items() if not isinstance(p, Mapping) and p.noised]
+    if edit is None or edit.strength is not None or len(noised) != 1 or not isinstance(like, Mapping):
+        return None
+    (name,) = noised
+    process, field = bound(model.process, like)[name], like[name]
+    assert isinstance(edit.known, Mapping) and isinstance(edit.mask, Mapping)  # of the state's fields
+    known, mask = edit.known[name], edit.mask[name]
+    if len(process.space.tokens) != 1 or not isinstance(mask, Tensor):
+        return None
+    (axis,) = process.space.tokens
+    given = given_tokens(mask, axis)
+    if given is None:
+        return None
+    denoiser, cond = model.guided(recipe, raw, len(seeds))
+    noise = KeyedNoise(seeds.to(model.device))
+    grid = with_given(recipe.grid(process.schedule, recipe.sampler.steps), given, process.schedule)
+    x = begin(process, field, noise, grid, known, given, axis)  # type: ignore[arg-type]
+    return sample(denoiser, model.process, recipe.sampler, grid, noise, like, cond, x={**like, name: x})

@@ -7,6 +7,8 @@ field of the state that holds them (a `Frozen` one) and `bind` puts the tensor i
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -17,7 +19,7 @@ from suffuse.errors import ConfigError, suggest
 from suffuse.noise import KeyedNoise
 from suffuse.state import Dense, Space, State
 
-__all__ = ["Packed", "Padded", "Symmetric", "ZeroCenter"]
+__all__ = ["Packed", "Padded", "Symmetric", "ZeroCenter", "per_token"]
 
 
 def _named(what: str | Tensor, state: State, space: str) -> Tensor:
@@ -34,17 +36,18 @@ def _named(what: str | Tensor, state: State, space: str) -> Tensor:
     return found
 
 
-def _held(mask: str | Tensor | None, like: Tensor, space: str) -> Tensor | None:
-    """Return a bound boolean mask (B, N) after checking it against a field."""
+def _held(mask: str | Tensor | None, like: Tensor, space: str, axes: tuple[int, ...] = (1,)) -> Tensor | None:
+    """Return a bound boolean mask (B, N, ...) after checking it against the axes of a field that it covers."""
     if mask is None:
         return None
     if isinstance(mask, str):
         raise ConfigError(f"space: {space} is not bound to a batch: the field {mask!r} is missing from the state")
     if mask.dtype != torch.bool:
         raise ConfigError(f"space: the mask of {space} is {str(mask.dtype)[6:]}, not bool (true for what exists)")
-    if mask.shape != like.shape[:2]:
+    if max(axes) >= like.ndim or mask.shape != (like.shape[0], *(like.shape[axis] for axis in axes)):
+        along = "" if axes == (1,) else f" along its axes {list(axes)}"
         raise ConfigError(
-            f"space: a mask of shape {tuple(mask.shape)} does not fit a field of shape {tuple(like.shape)}"
+            f"space: a mask of shape {tuple(mask.shape)} does not fit a field of shape {tuple(like.shape)}{along}"
         )
     return mask
 
@@ -59,30 +62,52 @@ def _key(seeds: Tensor, place: Tensor) -> Tensor:
     return (mixed ^ (mixed >> 29)) & 2**62 - 1
 
 
-def _per_token(noise: KeyedNoise, like: Tensor, axes: int) -> tuple[KeyedNoise, tuple[int, ...]]:
-    """Return one stream per token of the first `axes` axes after the batch."""
+def per_token(noise: KeyedNoise, like: Tensor, axes: tuple[int, ...]) -> tuple[KeyedNoise, tuple[int, ...]]:
+    """Return one stream per place along some axes of a field, and the shape they draw, those axes in front.
+
+    Arguments:
+        noise: One stream per row.
+        like: The field.
+        axes: Which of its axes, counted from the batch as 0.
+    """
     place = torch.zeros(1, dtype=torch.int64, device=like.device)
-    for size in like.shape[1 : 1 + axes]:
+    for axis in axes:
         # Places of a pair do not depend on the width of the batch.
-        place = (place[:, None] * 2**20 + torch.arange(size, device=like.device)).flatten()
+        place = (place[:, None] * 2**20 + torch.arange(like.shape[axis], device=like.device)).flatten()
     seeds = _key(noise.seeds[:, None], place[None]).flatten()
-    return KeyedNoise(seeds), (len(seeds), *like.shape[1 + axes :])
+    rest = [size for axis, size in enumerate(like.shape) if axis and axis not in axes]
+    return KeyedNoise(seeds), (len(seeds), *rest)
 
 
 @dataclass(frozen=True, eq=False)
 class Padded(Dense):
-    """N tokens of which a mask says which exist: those that do not are zero, and count nowhere.
+    """Tokens along some axes of a field, of which a mask says which exist: what does not is zero, and counts nowhere.
+
+    The tokens of points (B, N, D) are along axis 1, those of sounds or clips (B, C, T, ...) along axis 2: `axes` says
+    it. A token is everything at one place of these axes. What exists is drawn, corrupted, predicted and weighed as if
+    the rest were not there, however far the batch is padded.
 
     Arguments:
-        tokens: As for `Dense`; by default the axis of the mask.
-        mask: Boolean (B, N), or the name of the field that holds it.
+        tokens: As for `Dense`; by default the axes of the mask.
+        mask: Boolean (B, N), for several axes (B, N, M, ...), or the name of the field that holds it.
+        axes: Axes of the field that the mask covers, counted from the batch as 0, rising.
 
     Raises:
-        ConfigError: For a mask that does not fit, and a name that is no field.
+        ConfigError: For a mask that does not fit, a name that is no field, and axes that are none.
     """
 
-    tokens: tuple[int, ...] = (1,)
+    tokens: tuple[int, ...] = ()
     mask: str | Tensor = "mask"
+    axes: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        axes = tuple(self.axes)
+        whole = all(isinstance(axis, int) and not isinstance(axis, bool) and axis > 0 for axis in axes)
+        if not axes or not whole or any(a >= b for a, b in itertools.pairwise(axes)):
+            raise ConfigError(f"space: axes={list(axes)} must name rising axes after the batch, for example [2]")
+        object.__setattr__(self, "axes", axes)
+        object.__setattr__(self, "tokens", tuple(self.tokens) or axes)
+        super().__post_init__()
 
     def bind(self, state: State) -> Space:
         """Return the space with the mask of a batch."""
@@ -90,26 +115,53 @@ class Padded(Dense):
 
     def keyed(self, noise: KeyedNoise, like: Tensor) -> tuple[KeyedNoise, tuple[int, ...]]:
         """Return one stream per token."""
-        return _per_token(noise, like, 1)
+        return per_token(noise, like, self.axes)
+
+    def placed(self, z: Tensor, like: Tensor) -> Tensor:
+        """Return what the streams of tokens drew, shape (B N, ...), where the tokens are."""
+        sizes = [like.shape[0], *(like.shape[axis] for axis in self.axes)]
+        return z.reshape(*sizes, *z.shape[1:]).movedim(tuple(range(1, len(sizes))), self.axes)
+
+    def there(self, like: Tensor) -> Tensor:
+        """Return which tokens exist along the axes of `tokens`, boolean (B, T): those of which anything does."""
+        mask = self._bound(like)
+        outside = [1 + i for i, axis in enumerate(self.axes) if axis not in self.tokens]
+        found = mask.any(outside) if outside else mask
+        # Tokens along an axis that the mask does not cover exist where anything of the sample does.
+        for place, axis in enumerate(self.tokens):
+            if axis not in self.axes:
+                found = found.unsqueeze(1 + place)
+        return found.expand(like.shape[0], *(like.shape[axis] for axis in self.tokens))
 
     def project(self, x: Tensor) -> Tensor:
         """Return `x` with zeros where nothing is."""
-        mask = _held(self.mask, x, "Padded")
-        assert mask is not None  # Padded always has one
-        return x * _over(mask, x).to(x.dtype)
+        return x * self._over(x).to(x.dtype)
 
     def mean(self, r: Tensor) -> Tensor:
         """Return the mean over what exists."""
-        mask = _held(self.mask, r, "Padded")
-        assert mask is not None
-        each = r[0, 0].numel()
-        return (r * _over(mask, r)).flatten(1).sum(1) / (mask.sum(1) * each).clamp(min=1)
+        return (r * self._over(r)).flatten(1).sum(1) / (self._count(r) * self._each(r)).clamp(min=1)
 
     def dof(self, like: Tensor) -> Tensor:
         """Return the number of entries that exist."""
-        mask = _held(self.mask, like, "Padded")
-        assert mask is not None
-        return mask.sum(1).to(torch.get_default_dtype()) * like[0, 0].numel()
+        return self._count(like).to(torch.get_default_dtype()) * self._each(like)
+
+    def _bound(self, like: Tensor) -> Tensor:
+        mask = _held(self.mask, like, "Padded", self.axes)
+        assert mask is not None  # Padded always has one
+        return mask
+
+    def _over(self, like: Tensor) -> Tensor:
+        """Return the mask, shaped so that it broadcasts against a field."""
+        mask = self._bound(like)
+        shape = [size if axis in (0, *self.axes) else 1 for axis, size in enumerate(like.shape)]
+        return mask.reshape(shape)
+
+    def _count(self, like: Tensor) -> Tensor:
+        return self._bound(like).flatten(1).sum(1)
+
+    def _each(self, like: Tensor) -> int:
+        """Return the number of entries of a token."""
+        return math.prod(size for axis, size in enumerate(like.shape) if axis and axis not in self.axes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +184,7 @@ class ZeroCenter(Dense):
 
     def keyed(self, noise: KeyedNoise, like: Tensor) -> tuple[KeyedNoise, tuple[int, ...]]:
         """Return one stream per token."""
-        return _per_token(noise, like, 1)
+        return per_token(noise, like, (1,))
 
     def project(self, x: Tensor) -> Tensor:
         """Return `x` minus its mean over the points that exist."""
@@ -188,7 +240,7 @@ class Symmetric(Dense):
 
     def keyed(self, noise: KeyedNoise, like: Tensor) -> tuple[KeyedNoise, tuple[int, ...]]:
         """Return one stream per pair."""
-        return _per_token(noise, like, 2)
+        return per_token(noise, like, (1, 2))
 
     def project(self, x: Tensor) -> Tensor:
         """Return the symmetric part; of whole numbers, the upper triangle."""

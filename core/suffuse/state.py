@@ -86,6 +86,14 @@ class Space(ABC):
         """
         return noise, tuple(like.shape)
 
+    def placed(self, z: Tensor, like: Tensor) -> Tensor:
+        """Return what the streams of `keyed` drew, in the shape of `like`: by default in the order it was drawn."""
+        return z.reshape(like.shape)
+
+    def there(self, like: Tensor) -> Tensor | None:
+        """Return which tokens exist, boolean (B, T) with one axis for each of `tokens`; None for all, the default."""
+        return None
+
     @abstractmethod
     def mean(self, r: Tensor) -> Tensor:
         """Return the mean of `r` over everything but the batch, shape (B,)."""

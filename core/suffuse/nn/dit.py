@@ -117,8 +117,8 @@ class DiT(nn.Module):
     """Diffusion transformer.
 
     Arguments:
-        shape: Shape (C, *spatial) of a state; the spatial sizes may differ at run time. Of named fields, those of ``x``
-            and of its ``mask``.
+        shape: Shape (C, *spatial) of a state; the spatial sizes may differ at run time. Of named fields, those of
+            ``x``, of its ``mask``, and of frozen ones that are of no interest here.
         cond_dim: Size of the condition vector.
         patch: Size of a patch, a number or one per axis.
         width: Channels of a token.
@@ -130,7 +130,8 @@ class DiT(nn.Module):
         self_condition: Take the previous estimate of x0 as further channels, see `suffuse.self_condition`.
         context_dim: Size of the tokens of a condition that every block attends to; 0 for none.
         placed: Width of a small network from position, noise level and condition to the first features, see `Placed`;
-            0 for none: tokens then know where they stand to each other, not where they are.
+            0 for none: tokens then know where they stand to each other, not where they are. With a mask a token's place
+            along the first axis is its share of what exists, and beside it its share of the length of `shape`.
         attention: ``full``: all tokens attend to each other; ``axial``: blocks attend in turns within the slices of the
             first axis and along it, which costs less where there are many ("ViViT", Arnab et al. 2021, model 3).
         levels: Noise levels that a patch has: 1, or patch[0] when every slice of the first axis has its own.
@@ -146,11 +147,12 @@ class DiT(nn.Module):
         attention: str = "full", levels: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.masked = False
         if isinstance(shape, Mapping):
-            if set(shape) != {"x", "mask"}:
+            if not {"x", "mask"} <= set(shape):
                 raise ConfigError(f"model: takes one tensor, or the fields x and mask, not {sorted(shape)}")
-            shape = shape["x"]
-        self.context = context_dim
+            self.masked, shape = True, shape["x"]
+        self.context, self.trained = context_dim, int(shape[1])
         self.axes = spatial(tuple(shape))
         self.patch = (patch,) * self.axes if isinstance(patch, int) else tuple(patch)
         if len(self.patch) != self.axes or min(self.patch) < 1:
@@ -167,7 +169,7 @@ class DiT(nn.Module):
         self.self_condition = self_condition
         self.enter = nn.Linear(inside * (1 + self_condition), width)
         self.embed = Embedding(width, cond_dim, levels)
-        self.placed = Placed(self.axes, width, placed, width) if placed else None
+        self.placed = Placed(self.axes + self.masked, width, placed, width) if placed else None
         self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio, dropout, context_dim) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulate, self.leave = nn.Linear(width, 2 * width), nn.Linear(width, inside)
@@ -201,6 +203,8 @@ class DiT(nn.Module):
     ) -> Tensor:  # fmt: skip
         assert isinstance(x, Tensor)
         sizes = self._grid(x)
+        # A patch exists when one of its slices does.
+        there = None if mask is None else mask.reshape(len(mask), sizes[0], self.patch[0]).any(-1)
         tokens = self._cut(x, sizes)
         if self.self_condition:
             earlier = torch.zeros_like(tokens) if previous is None else self._cut(previous, sizes)  # type: ignore[arg-type]
@@ -208,8 +212,8 @@ class DiT(nn.Module):
         h = self.enter(tokens)
         embedded = self._groups(self.embed(self._levels(noise, sizes), cond), h.shape[1])
         if self.placed is not None:
-            h = h + self.placed(coordinates(sizes, h).flatten(1), embedded)
-        ways, context = self._ways(sizes, x.device, mask), attended(cond, self.context > 0)
+            h = h + self.placed(self._places(sizes, h, there), embedded)
+        ways, context = self._ways(sizes, x.device, there), attended(cond, self.context > 0)
         for number, block in enumerate(self.blocks):
             given = (embedded, ways[number % len(ways)], *context)
             if self.checkpointing and torch.is_grad_enabled():
@@ -231,10 +235,25 @@ class DiT(nn.Module):
             )
         return noise.reshape(len(noise), sizes[0], self.levels)
 
+    def _places(self, sizes: tuple[int, ...], h: Tensor, there: Tensor | None) -> Tensor:
+        """Return the tokens' coordinates, (axes, N); where they may be missing (B, axes + 1, N).
+
+        Both coordinates along the first axis are in [-1, 1]: the first over what exists, so that a token knows how far
+        the end is, the last over the length of training, so that it knows how much came before.
+        """
+        if not self.masked:
+            return coordinates(sizes, h).flatten(1)
+        index = torch.arange(sizes[0], device=h.device, dtype=torch.float32)
+        of = max(self.trained // self.patch[0] - 1, 1)
+        last = index[-1:] if there is None else (index * there).amax(1, keepdim=True)
+        own = (2 * index / last.clamp(min=1) - 1).expand(len(h), -1)
+        along = torch.stack([own, (2 * index / of - 1).expand_as(own)], 1)
+        along = along.reshape(len(h), 2, sizes[0], *[1] * (self.axes - 1)).expand(-1, -1, *sizes)
+        rest = coordinates(sizes, index)[None, 1:].expand(len(h), -1, *sizes)
+        return torch.cat([along[:, :1], rest, along[:, 1:]], 1).flatten(2)
+
     def _ways(self, sizes: tuple[int, ...], device: torch.device, mask: Tensor | None) -> list[_Within]:
-        """Return which tokens attend to each other, of blocks in turns."""
-        if mask is not None:
-            mask = mask.reshape(len(mask), sizes[0], self.patch[0]).any(-1)
+        """Return which tokens attend to each other, of blocks in turns; `mask` is (B, T) in patches."""
         head = self.width // self._heads
         if not self.axial:
             return [_Within(sizes, rope(sizes, head, device), mask, None)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,15 @@ def fourier(x: Tensor, width: int, lowest: float = 0.5, highest: float = 64.0) -
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
-def spatial(shape: tuple[int, ...]) -> int:
+def spatial(shape: Sequence[int] | Mapping[str, Any]) -> int:
     """Return the number of spatial axes of a state's shape (C, *spatial).
 
     Raises:
-        ConfigError: Unless it is 1, 2 or 3.
+        ConfigError: Unless it is 1, 2 or 3, and for named fields, which are more than one tensor.
     """
+    if isinstance(shape, Mapping):
+        hint = "; masks need attention: model=dit" if "mask" in shape else ""
+        raise ConfigError(f"model: this network takes one tensor, not the fields {sorted(shape)}{hint}")
     count = len(shape) - 1
     if count not in (1, 2, 3):
         raise ConfigError(
@@ -102,10 +106,10 @@ class Placed(nn.Module):
         """Return features (B, N, out).
 
         Arguments:
-            where: Coordinates in [-1, 1], shape (axes, N).
+            where: Coordinates in [-1, 1], shape (axes, N), or (B, axes, N) where they differ from row to row.
             embedded: Shape (B, G, embed) for G groups of equal size along the positions.
         """
-        features = fourier(where.T, self.FEATURES).flatten(1).to(embedded.dtype)
-        here = self.where(features).reshape(embedded.shape[1], -1, self.what.out_features)
+        features = fourier(where.transpose(-1, -2), self.FEATURES).flatten(-2).to(embedded.dtype)
+        here = self.where(features).unflatten(-2, (embedded.shape[1], -1))
         found: Tensor = self.rest((here + self.what(embedded)[:, :, None]).flatten(1, 2))
         return found

@@ -107,7 +107,7 @@ class UNet(nn.Module):
         if kernel < 1 or kernel % 2 == 0:
             raise ConfigError(f"model.kernel={kernel} must be an odd number of at least 1")
         self.context = context_dim if attention else 0
-        self.axes = spatial(tuple(shape))
+        self.axes = spatial(shape)
         self.channels, self.checkpointing, self.coordinates = shape[0], checkpointing, coordinates
         self.self_condition = self_condition
         levels = len(multipliers)
