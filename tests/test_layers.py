@@ -57,6 +57,7 @@ FLOORS = {
                 "model",
                 "autoencoder",
                 "latent",
+                "pretrained",
             ],
             ["cache", "sampling", "task", "training"],
             ["rundir"],

@@ -103,12 +103,17 @@ def compose_sample(
             cfg[group] = saved[group]
     for override in _parsed(asked):
         cfg.ask[override.key_or_group] = override.value()
+    if saved.get("pretrained"):
+        from suffuse.pretrained.words import sized
+
+        sized(cfg)
     cfg.choices = dict(choices or {}) | {split(word)[1]: split(word)[2] for word in chosen}
     for override in _parsed(dotted):
         key = override.key_or_group
         parent, _, leaf = key.rpartition(".")
         node = OmegaConf.select(cfg, parent)
-        if not isinstance(node, DictConfig) or (leaf not in list(node) and not override.is_add()):
+        free = override.is_add() or parent == "guidance.negative"  # whose keys are the model's conditions
+        if not isinstance(node, DictConfig) or (leaf not in list(node) and not free):
             names = [f"{parent}.{name!s}" for name in node] if isinstance(node, DictConfig) else []
             raise ConfigError(f"unknown key {key!r}{suggest(key, names, listing='keys')}")
         OmegaConf.update(cfg, key, override.value())
@@ -118,12 +123,30 @@ def compose_sample(
     return cfg
 
 
-def run_sample(words: Sequence[str], checkpoint: Path, job: str = "sample") -> None:
-    """Do the job ``sample`` or ``tune`` on a checkpoint file as the words say."""
+def run_sample(words: Sequence[str], checkpoint: Path, job: str = "sample", start: Sequence[str] = ()) -> None:
+    """Do the job ``sample`` or ``tune`` on a checkpoint file as the words say.
+
+    Arguments:
+        words: Overrides of the command line.
+        checkpoint: The file; of a published model its folder.
+        job: ``sample`` or ``tune``.
+        start: Words that `train` would be given for a published model, in the place of a checkpoint.
+    """
     from suffuse import jobs
     from suffuse.checkpoint import read
 
-    saved = read(checkpoint)
+    if start:
+        from suffuse.pretrained.start import checkpoint as published
+
+        config = _plain(compose_train(start))
+        choices = {key: value for _, key, value in map(split, start) if "." not in key}
+        saved = published(config, choices, jobs.provider(str(config["modality"]["name"])))
+    else:
+        saved = read(checkpoint)
+        if any(split(word)[1] == "pretrained" for word in words):
+            from suffuse.pretrained.words import moved
+
+            saved["suffuse"]["config"] = moved(saved["suffuse"]["config"], words)
     cfg = compose_sample(words, saved["suffuse"]["config"], saved["suffuse"]["choices"], job)
     if "--cfg" in words:
         print(OmegaConf.to_yaml(cfg), end="")
@@ -145,6 +168,10 @@ def _settled(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
         for name in names if known else ():
             if name not in known and name in node and not any(word.startswith(f"{group}.{name}") for word in said):
                 del node[name]
+    if cfg.get("pretrained"):
+        from suffuse.pretrained.words import settle
+
+        settle(cfg)
     OmegaConf.set_struct(cfg, True)
     return cfg
 

@@ -40,11 +40,13 @@ examples
   train modality={example}
   train modality={example} model=dit trainer=ddp devices=2 logger=wandb
   train modality={example} --cfg job             show the composed config and exit
+  train pretrained=/models/sd15 data=image/folder data.path=/pets model.lora=8
   train -m modality={example} objective=edm,flow    one job per value
 """
 
 SAMPLE_HELP = """\
-usage: sample ckpt=RUN_DIR_OR_FILE [num=64] [seed=0] [out=DIR] [sampler=NAME] [sampler.steps=N]
+usage: sample ckpt=RUN_DIR_OR_FILE|pretrained=FOLDER_OR_NAME
+              [num=64] [seed=0] [out=DIR] [sampler=NAME] [sampler.steps=N]
               [grid=NAME] [guidance=SCALE] [condition.label=7] [trainer=NAME] [batch_size=64] [weights=raw]
               [init=FILE mask=PART|strength=SHARE] [interpolate=true [seed_to=N]] [preview.KEY=VALUE]
 
@@ -63,6 +65,7 @@ examples
   sample ckpt=outputs/image/x num=16 condition.label=[0,1,2]
   sample ckpt=outputs/image/x sampler=heun sampler.steps=30 guidance=2
   sample ckpt=outputs/image/x num=1000 trainer=ddp devices=2
+  sample pretrained=/models/sd15 "condition.text=a (red:1.3) cat" "guidance.negative.text=blurry" height=512
 """
 
 
@@ -146,7 +149,7 @@ def _train(argv: list[str]) -> None:
         print(TRAIN_HELP.format(modalities=_modalities(), groups=_groups(), example=example), end="")
         return
     _warn_of_failures()
-    words = overrides.translate(argv)
+    words = _published(overrides.translate(argv))
     if not words:
         raise ConfigError(f"say which modality: train modality=NAME (installed: {', '.join(registry().providers)})")
     _check_modalities(words)
@@ -175,13 +178,30 @@ def _on_checkpoint(argv: list[str], job: str, text: str, command: str) -> None:
     words = overrides.translate(argv)
     overrides.check(words, job)
     given = {overrides.split(word)[1]: overrides.split(word)[2] for word in words}
-    if "ckpt" not in given:
+    start: list[str] = []
+    if job == "sample" and "ckpt" not in given and given.get("pretrained"):
+        folder = ("pretrained", "download")
+        start = _published([word for word in words if overrides.split(word)[1] in folder])
+        checkpoint = Path(dict(overrides.split(word)[1:] for word in start)["pretrained"].strip("'"))
+        words = [word for word in words if overrides.split(word)[1] not in folder]
+        words += [f"{key}=4" for key in ("num", "batch_size") if key not in given] + ["ckpt=published"]
+    elif "ckpt" not in given:
         raise ConfigError(f"say which model: {command} ckpt=RUN_DIR_OR_FILE")
-    checkpoint = find_checkpoint(given["ckpt"])
+    else:
+        checkpoint = find_checkpoint(given["ckpt"])
 
     from suffuse import app
 
-    app.run_sample(words, checkpoint, job)
+    app.run_sample(words, checkpoint, job, start)
+
+
+def _published(words: list[str]) -> list[str]:
+    """Return the words of a training job with ``pretrained=`` spelt out; as they are without it."""
+    if not any(overrides.split(word)[1] == "pretrained" for word in words):
+        return words
+    from suffuse.pretrained.words import for_training
+
+    return for_training(words)
 
 
 def _ema(argv: list[str]) -> None:

@@ -45,6 +45,8 @@ class Conditioner(nn.Module):
 
     context: int = 0
     """Size of the tokens that are attended to; 0 without any."""
+    kept: tuple[str, ...] = ()
+    """Conditions that are facts of a sample rather than wishes: what guidance moves away from has them too."""
     quiet: tuple[str, ...] = ()
     """Conditions that go without saying in a caption."""
 

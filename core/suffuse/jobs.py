@@ -44,7 +44,7 @@ from suffuse.training.snapshots import Snapshots
 from suffuse.tuning import Stored
 from suffuse.tuning import tune as search
 
-__all__ = ["sample", "train", "tune"]
+__all__ = ["provider", "sample", "train", "tune"]
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +83,14 @@ class _Training:
         self.codec = fit_codec(cfg["codec"], self.data)
         self.preview = build(cfg["preview"], "preview", about=self.data.spec.about)
         self.metrics = build(cfg["metrics"], "metrics", seed=self.seed) if cfg["metrics"] else None
-        facts = Facts.measure(self.data, self.codec, process=cfg["process"])
+        # A codec may say of how many items the spread is worth measuring.
+        facts = Facts.measure(self.data, self.codec, getattr(self.codec, "measured", 1024), process=cfg["process"])
         self.task: Task = build(cfg["task"], "task", cfg=cfg, facts=facts)
         self.model: Any = self.task.model
         self.record: dict[str, Any] = {
             "format": 1,
             "version": _version(),
-            "plugin": _plugin(cfg["modality"]["name"]),
+            "plugin": provider(cfg["modality"]["name"]),
             "config": cfg,
             "choices": _choices(),
             "facts": facts.record(),
@@ -354,9 +355,10 @@ def _resolve(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items() if key != "hydra"}
 
 
-def _plugin(modality: str) -> dict[str, str]:
-    provider = registry().providers.get(modality)
-    return {"modality": modality, "dist": provider.dist if provider else "unknown"}
+def provider(modality: str) -> dict[str, str]:
+    """Return which package provides a modality, for the record of a checkpoint."""
+    found = registry().providers.get(modality)
+    return {"modality": modality, "dist": found.dist if found else "unknown"}
 
 
 def _choices() -> dict[str, str]:

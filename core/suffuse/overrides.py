@@ -17,12 +17,15 @@ from suffuse.errors import ConfigError, suggest
 from suffuse.plugins import CONF, registry
 
 __all__ = [
-    "LIMITS", "SAMPLE_GROUPS", "asks", "check", "check_limits", "groups", "modality_keys", "option_keys", "own",
-    "split", "translate",
+    "LIMITS", "PUBLISHED", "SAMPLE_GROUPS", "asks", "check", "check_limits", "groups", "modality_keys", "option_keys",
+    "own", "split", "translate",
 ]  # fmt: skip
 
 SAMPLE_GROUPS = ("sampler", "grid", "guidance", "preview", "trainer")
 """Groups that `sample` takes; everything else of a model is settled when it is trained."""
+
+PUBLISHED = ("height", "width", "tiled", "seconds")
+"""What some published models let be asked of a sample, see `suffuse.pretrained.families`."""
 
 LIMITS: Mapping[str, int] = {
     "steps": 1, "seed": 0, "num": 1, "keep": 1, "batch_size": 1, "devices": 1, "tries": 1, "fine": 8,
@@ -108,7 +111,7 @@ def asks(roots: Sequence[Path] | None = None) -> set[str]:
     if roots is None:
         roots = [p.modality.conf for p in registry().providers.values()]
     found = _keys(roots, "modality/*.yaml").get("modality") or {}
-    return set(found.get("asks") or {})
+    return set(found.get("asks") or {}) | set(PUBLISHED)
 
 
 def modality_keys(modality: str) -> dict[str, set[str]]:

@@ -1,0 +1,246 @@
+"""Codec: the latents of a published autoencoder, scaled as its denoiser was trained.
+
+z = (E[z | x] - shift) scale with the folder's own ``shift_factor`` and ``scaling_factor`` (or mean and deviation per
+channel); back again x = D(z / scale + shift). Between the data and the autoencoder stands the modality's own codec of
+plain numbers, pixels or waveforms, which also reads files for editing. A model without an autoencoder has that alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from suffuse.build import build
+from suffuse.codec import opened as read
+from suffuse.errors import ConfigError
+from suffuse.pretrained.folder import opened
+
+__all__ = ["Published"]
+
+OUTSIDE = "outside"
+"""The mask of outpainting: everything around the picture."""
+
+
+class Published(nn.Module):
+    """States of a published model.
+
+    Arguments:
+        path: The folder.
+        inner: Config of the modality's codec of plain numbers.
+        batch: Rows that are encoded or decoded at a time.
+        tiled: Decode in overlapping tiles, which takes less memory.
+        height: Of the pictures that are drawn; by default the model's.
+        width: See `height`.
+        seconds: Length of the sounds that are drawn; by default the longest.
+        about: Facts of the data.
+
+    Raises:
+        ConfigError: For a size that the model cannot draw, data that are not the autoencoder's, and as
+            `suffuse.pretrained.folder`.
+    """
+
+    tolerance = float("inf")
+    measured = 16
+    """Items that the spread of the state is measured on: it plays no part here."""
+
+    def __init__(
+        self, path: str, inner: Mapping[str, Any] | None = None, batch: int = 4, tiled: bool = False,
+        height: int | None = None, width: int | None = None, seconds: float | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if inner is None:
+            raise ConfigError("codec.inner is not set; choose the model with pretrained=FOLDER, which fills it in")
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ConfigError(f"codec.batch={batch} must be a whole number of at least 1")
+        self.folder = folder = opened(path)
+        about = dict(about or {})
+        self.audio = folder.family.modality == "audio"
+        self.vae: Any = None
+        if folder.family.vae:
+            self.vae = folder.load("vae").requires_grad_(False)
+        self.rate = int(folder.config("vae").get("sampling_rate", 44100)) if self.audio else 0
+        self._check_data(about)
+        whole = folder.size[0] * folder.factor
+        known = (
+            {"rate": self.rate, "channels": int(self.vae.config.audio_channels), "samples": whole} if self.audio else {}
+        )
+        self.inner = build(inner, "codec.inner", about=about | ({} if about.get("samples") else known))
+        self.batch = batch
+        if tiled:
+            if not hasattr(self.vae, "enable_tiling"):
+                raise ConfigError("tiled=true: this model's autoencoder cannot decode in tiles")
+            self.vae.enable_tiling()
+        self.seconds = seconds
+        if seconds is not None:
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
+                raise ConfigError(f"seconds={seconds} must be a number above 0")
+            self.implied = {"seconds": float(seconds)}
+        self.wanted = self._size(height, width)
+
+    def _check_data(self, about: Mapping[str, Any]) -> None:
+        if not self.audio or not about.get("rate"):
+            return
+        for name, own in (("rate", self.rate), ("channels", int(self.vae.config.audio_channels))):
+            if int(about.get(name, own)) != own:
+                raise ConfigError(
+                    f"codec: the model's sounds have {name} {own}, the data's {about[name]}; set data.{name}={own}"
+                )
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, ...] | None:
+        """Return the size of a state that was asked for; None for none."""
+        for name, side in (("height", height), ("width", width)):
+            if side is None:
+                continue
+            if isinstance(side, bool) or not isinstance(side, int) or side < 1 or side % self.folder.multiple:
+                raise ConfigError(
+                    f"{name}={side} must be a multiple of {self.folder.multiple}, as this model draws them"
+                )
+        if height is None and width is None:
+            return None
+        own = self.folder.size
+        factor = self.folder.factor
+        return (own[0] if height is None else height // factor, own[-1] if width is None else width // factor)
+
+    def like(self, seeds: Tensor, raw: Mapping[str, Tensor], device: torch.device | str) -> Tensor:
+        """Return an empty state of the size that is drawn, one row per seed."""
+        return torch.empty(len(seeds), self.folder.latent, *(self.wanted or self.folder.size), device=device)
+
+    def encode(self, x: Any) -> Tensor:
+        """Return states (B, C, ...) of data."""
+        signal = self.inner.encode(x)
+        if self.vae is None:
+            return signal  # type: ignore[no-any-return]
+        self._check_sides(signal)
+        return self._latents(signal)
+
+    def _check_sides(self, signal: Tensor) -> None:
+        sides = signal.shape[2:]
+        if any(side % self.folder.multiple for side in sides):
+            shown = " x ".join(map(str, sides))
+            step = self.folder.multiple
+            raise ConfigError(f"codec: items of {shown} do not fill whole latents; sides must be multiples of {step}")
+        channels = int(self.vae.config.audio_channels if self.audio else self.vae.config.in_channels)
+        if signal.shape[1] != channels:
+            raise ConfigError(
+                f"codec: items have {signal.shape[1]} channels, the model's autoencoder takes {channels}; set "
+                f"data.channels={channels}"
+            )
+
+    @torch.no_grad()
+    def _latents(self, signal: Tensor) -> Tensor:
+        self._move(signal.device)
+        found = []
+        for part in torch.split(signal, self.batch):
+            out = self.vae.encode(part)
+            found.append(out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents)
+        shift, scale = self._scaling(found[0])
+        return (torch.cat(found) - shift) * scale
+
+    @torch.no_grad()
+    def decode(self, state: Any) -> Any:
+        """Return data of states."""
+        if not isinstance(state, Tensor):
+            raise TypeError(f"a published model decodes one tensor, not {type(state).__name__}")
+        if self.vae is None:
+            return self.inner.decode(state)
+        self._move(state.device)
+        shift, scale = self._scaling(state)
+        z = state.float() / scale + shift
+        signal = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in torch.split(z, self.batch)])
+        if self.seconds is not None:
+            signal = signal[..., : int(self.seconds * self.rate)]
+        return self.inner.decode(signal)
+
+    def _scaling(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return shift and scale, broadcasting against z."""
+        config = self.vae.config
+        scale, shift = getattr(config, "scaling_factor", None), getattr(config, "shift_factor", None)
+        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        if self.audio:
+            scale = shift = mean = std = None
+
+        def along(values: Any, default: float) -> Tensor:
+            found = torch.as_tensor(default if values is None else values, dtype=torch.float32, device=z.device)
+            return found.reshape(1, -1, *[1] * (z.ndim - 2))
+
+        if mean is not None and std is not None and self.folder.family.name == "Stable Diffusion XL":
+            return along(mean, 0.0), along(scale, 1.0) / along(std, 1.0)
+        return along(shift, 0.0), along(scale, 1.0)
+
+    def _move(self, device: torch.device) -> None:
+        if next(self.vae.parameters()).device != device:
+            self.vae.to(device)
+
+    # Files.
+
+    def open(self, init: str, mask: str | None) -> tuple[Tensor, Tensor | None]:
+        """Return the state of a file, one row, and which of its entries stay.
+
+        A picture is brought to the size that was asked for (else to whole latents) around its middle. With
+        ``mask=outside`` it is laid, as it is, in the middle of that size, and what is around it is made anew.
+
+        Raises:
+            ConfigError: For a file or a mask that cannot be used.
+        """
+        outside = mask == OUTSIDE and not self.audio
+        signal, kept = read(self.inner, init, None if outside else mask)
+        assert isinstance(signal, Tensor) and (kept is None or isinstance(kept, Tensor))
+        signal = signal.float()
+        if not self.audio:
+            signal, kept = self._framed(signal) if outside else self._fitted(signal, kept)
+            self.wanted = tuple(side // self.folder.factor for side in signal.shape[2:])
+        z = signal if self.vae is None else self._latents(signal)
+        if kept is None:
+            return z, None
+        lost = (~kept).float().amax(1, keepdim=True)
+        factor = self.folder.factor
+        pool = F.max_pool1d if self.audio else F.max_pool2d
+        stays = pool(lost, factor) == 0
+        if not stays.any():
+            raise ConfigError(f"mask={mask}: it reaches into every latent of {factor} entries; keep more")
+        if stays.all():
+            raise ConfigError(f"mask={mask}: nothing would be made anew")
+        return z, stays.expand(z.shape)
+
+    def _pixels(self, signal: Tensor) -> tuple[int, int]:
+        """Return the size of pictures made from one: what was asked for, or its own in whole latents."""
+        if self.wanted is not None:
+            return self.wanted[0] * self.folder.factor, self.wanted[-1] * self.folder.factor
+        step = self.folder.multiple
+        tall, wide = (side // step * step for side in signal.shape[2:])
+        if not tall or not wide:
+            raise ConfigError(f"init: the picture is smaller than {step} pixels; give height= and width=")
+        return tall, wide
+
+    def _fitted(self, signal: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return a picture and its mask, reduced or enlarged to cover the size, and cut around the middle."""
+        tall, wide = self._pixels(signal)
+        height, width = signal.shape[2:]
+        share = 1.0 if self.wanted is None else max(tall / height, wide / width)
+        size = (max(tall, round(height * share)), max(wide, round(width * share)))
+        top, left = (size[0] - tall) // 2, (size[1] - wide) // 2
+        if size != (height, width):
+            signal = F.interpolate(signal, size, mode="bicubic", antialias=True).clamp(-1, 1)
+            kept = kept if kept is None else F.interpolate(kept.float(), size, mode="nearest") > 0.5
+        part = (..., slice(top, top + tall), slice(left, left + wide))
+        return signal[part], kept if kept is None else kept[part]
+
+    def _framed(self, signal: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a picture in the middle of the size that was asked for, and where it is."""
+        if self.wanted is None:
+            raise ConfigError("mask=outside needs height= and width=, the size that the picture is extended to")
+        tall, wide = self._pixels(signal)
+        height, width = signal.shape[2:]
+        if height > tall or width > wide or (height, width) == (tall, wide):
+            raise ConfigError(
+                f"mask=outside: a picture of {height} x {width} is not inside {tall} x {wide}; ask for more"
+            )
+        top, left = (tall - height) // 2, (wide - width) // 2
+        edges = (left, wide - width - left, top, tall - height - top)
+        kept = F.pad(torch.ones_like(signal, dtype=torch.bool), edges, value=False)
+        return F.pad(signal, edges, mode="replicate"), kept
