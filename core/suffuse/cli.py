@@ -97,6 +97,21 @@ examples
   sample ckpt=outputs/NAME/x/checkpoints/ema-0.15.ckpt
 """
 
+EXPORT_HELP = """\
+usage: suffuse export ckpt=RUN_DIR_OR_FILE to=FORMAT [out=DIR] [weights=ema|raw]
+
+Writes a run's weights for others. By default the folder is export/FORMAT of the run.
+
+formats
+  diffusers      the folder that a run with pretrained= was started from, with the denoiser that was trained
+  lora           the adapters of a run with model.lora=RANK alone, for load_lora_weights of diffusers
+  safetensors    model.safetensors and config.json of any run
+
+examples
+  suffuse export ckpt=outputs/image/x to=diffusers out=/models/mine
+  sample pretrained=/models/mine "condition.text=a cat"
+"""
+
 
 def _modalities() -> str:
     rows = registry().providers.values()
@@ -228,6 +243,28 @@ def _ema(argv: list[str]) -> None:
     print(reconstruct(checkpoint, std, Path(given["out"]).expanduser() if given.get("out") else None))
 
 
+def _export(argv: list[str]) -> None:
+    if not argv or {"-h", "--help"} & set(argv):
+        print(EXPORT_HELP, end="")
+        return
+    keys = ("ckpt", "to", "out", "weights")
+    given: dict[str, str] = {}
+    for word in argv:
+        _, key, value = overrides.split(word)
+        if "=" not in word or key not in keys:
+            raise ConfigError(f"unknown key {key!r}{suggest(key, keys, listing='keys')}")
+        given[key] = value
+    for key, example in (("ckpt", "RUN_DIR_OR_FILE"), ("to", "diffusers")):
+        if not given.get(key):
+            raise ConfigError(f"{key} is not set; give it as {key}={example}")
+    checkpoint = find_checkpoint(given["ckpt"])
+
+    from suffuse.pretrained.export import export
+
+    out = Path(given["out"]).expanduser() if given.get("out") else None
+    print(export(checkpoint, given["to"], out, given.get("weights", "ema")))
+
+
 def find_checkpoint(where: str) -> Path:
     """Return the checkpoint file of a run directory, or the file itself.
 
@@ -274,7 +311,7 @@ def _plugins(as_json: bool) -> int:
 
 def main() -> None:
     """Entry point of ``suffuse``: train and sample, look at the installation or a checkpoint, start a plugin."""
-    tasks = {"train": _train, "sample": _sample, "tune": _tune, "ema": _ema}
+    tasks = {"train": _train, "sample": _sample, "tune": _tune, "ema": _ema, "export": _export}
     if len(sys.argv) > 1 and sys.argv[1] in tasks:
         task = sys.argv.pop(1)
         _guard(task, tasks[task], sys.argv[1:])
@@ -289,6 +326,7 @@ def main() -> None:
     commands.add_parser("sample", help="draw samples from a checkpoint (the same as `sample`)")
     commands.add_parser("tune", help="fit a sampler's time grid to a trained model")
     commands.add_parser("ema", help="choose the width of the averaged weights after training")
+    commands.add_parser("export", help="write a run's weights as a folder of diffusers, or as safetensors")
     plugins = commands.add_parser("plugins", help="list modality packages; fails if one is broken")
     plugins.add_argument("--json", action="store_true", help="print one JSON object")
     new = commands.add_parser("new", help="write the skeleton of a modality package")

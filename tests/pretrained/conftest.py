@@ -91,8 +91,8 @@ def sdxl() -> Any:
 
     net = unet(
         cross_attention_dim=64, addition_embed_type="text_time", addition_time_embed_dim=8,
-        cross_attention_dim=64,
-        transformer_layers_per_block=(1, 1), projection_class_embeddings_input_dim=6 * 8 + 32, use_linear_projection=True,
+        transformer_layers_per_block=(1, 1), projection_class_embeddings_input_dim=6 * 8 + 32,
+        use_linear_projection=True,
     )  # fmt: skip
     scheduler = EulerDiscreteScheduler(**TRAINED, steps_offset=1, timestep_spacing="leading")
     return StableDiffusionXLPipeline(

@@ -192,6 +192,9 @@ class Published(nn.Module):
         assert isinstance(signal, Tensor) and (kept is None or isinstance(kept, Tensor))
         signal = signal.float()
         if not self.audio:
+            if signal.shape[1] == 1:  # a grey picture
+                signal = signal.expand(-1, int(self.vae.config.in_channels if self.vae else self.folder.latent), -1, -1)
+                kept = kept if kept is None else kept.expand(signal.shape)
             signal, kept = self._framed(signal) if outside else self._fitted(signal, kept)
             self.wanted = tuple(side // self.folder.factor for side in signal.shape[2:])
         z = signal if self.vae is None else self._latents(signal)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageColor, ImageOps
 from suffuse.errors import ConfigError, suggest
 
-__all__ = ["Decoder", "PictureError", "check", "suffixes"]
+__all__ = ["Decoder", "PictureError", "check", "suffixes", "whole"]
 
 FITS = ("crop", "letterbox", "stretch")
 UNSAFE = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
@@ -115,6 +115,24 @@ class Decoder:
     def _pixels(self, image: Image.Image) -> torch.Tensor:
         array = np.array(image)
         return torch.from_numpy(array[None] if self.channels == 1 else array.transpose(2, 0, 1).copy())
+
+
+def whole(source: Path | bytes) -> torch.Tensor:
+    """Return the first frame of a file at its own size, uint8 (C, h, w), of one channel where it is grey.
+
+    Raises:
+        PictureError: When it cannot be decoded.
+    """
+    try:
+        with _open(source) as image:
+            image.load()
+            grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith(("I", "F"))
+            decoder = Decoder(1, 1 if grey else 3)
+            return decoder._pixels(decoder._coloured(ImageOps.exif_transpose(image)))
+    except MemoryError:
+        raise
+    except Exception as error:  # as in Decoder
+        raise PictureError(_reason(error)) from error
 
 
 def check(source: Path | bytes) -> None:
