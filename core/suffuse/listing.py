@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from suffuse.errors import DataError
+from suffuse.errors import DataError, suggest
 
-__all__ = ["Record", "class_names", "held_out", "splits"]
+__all__ = ["Columns", "Record", "check_columns", "class_names", "held_out", "splits"]
 
 Splits = dict[str, list["Record"]]
 VAL = ("val", "validation", "valid", "test")
@@ -32,17 +32,70 @@ class Record:
         key: Its path relative to the folder, with ``/``; the split is a function of it.
         label: Name of its class, or None.
         text: Its caption, or nothing.
+        texts: All of its captions, the one above first.
+        rewritten: Captions that a model wrote.
+        hint: A picture that belongs to it, as an outline or a depth map, or None.
     """
 
     path: Path
     key: str
     label: str | None = None
     text: str = ""
+    texts: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()
+    hint: Path | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a metadata file are read.
+
+    Arguments:
+        text: Of captions, one or several; by default ``text``, or else ``caption``. In JSON a row may hold a list.
+        rewritten: Of captions that a model wrote.
+        hint: Of the file names of pictures that belong to the items.
+    """
+
+    text: str | Sequence[str] | None = None
+    rewritten: str | Sequence[str] | None = None
+    hint: str | None = None
+
+    def captions(self, row: Mapping[Any, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the original and the rewritten captions of a row; `where` names it in messages."""
+        own = self.text
+        if own is None:
+            own = "text" if "text" in row or "caption" not in row else "caption"
+        else:
+            check_columns(own, row, where, "data.text")
+        if self.rewritten is not None:
+            check_columns(self.rewritten, row, where, "data.rewritten")
+        return _texts(row, own), _texts(row, self.rewritten or ())
+
+
+def check_columns(wanted: str | Sequence[str], row: Collection[Any], where: str, key: str) -> None:
+    """Raise `DataError` when a column that `key` names is not there."""
+    for name in _several(wanted):
+        if name not in row:
+            shown = ", ".join(str(column) for column in row)
+            raise DataError(f"{key}={name}: {where} has no such column (it has: {shown}){suggest(name, map(str, row))}")
+
+
+def _texts(row: Mapping[Any, Any], columns: str | Sequence[str]) -> tuple[str, ...]:
+    found: list[str] = []
+    for name in _several(columns):
+        value = row.get(name)
+        found += [str(text) for text in (value if isinstance(value, list) else [value]) if text is not None]
+    return tuple(text.strip() for text in found if text.strip())
+
+
+def _several(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
 
 
 def splits(
-    root: Path, suffixes: Collection[str], what: str = "images", such: str = ".png or .jpg", folders: bool = False
-) -> Splits:
+    root: Path, suffixes: Collection[str], what: str = "images", such: str = ".png or .jpg", folders: bool = False,
+    columns: Columns | None = None,
+) -> Splits:  # fmt: skip
     """Return the records of ``train`` and ``val``, or of ``all`` when the folder itself makes no difference.
 
     Arguments:
@@ -51,6 +104,7 @@ def splits(
         what: What they are, for messages.
         such: Examples of their endings.
         folders: Metadata may name folders as well as files.
+        columns: Which columns of metadata are read.
 
     Raises:
         DataError: When the folder is missing or holds none, or its metadata cannot be used.
@@ -58,15 +112,15 @@ def splits(
     if not root.is_dir():
         raise DataError(f"data.path={root}: no such folder; set data.path to one with {what}")
     if _metadata(root) is not None:
-        found = _by_first_part(_records(root, suffixes, folders))
+        found = _by_first_part(_records(root, suffixes, folders, columns))
     else:
         names = {child.name for child in _children(root) if child.is_dir()}
         val = next((name for name in VAL if name in names), None)
         if "train" in names and names <= {"train", *VAL}:
-            found = {"train": _records(root / "train", suffixes, folders)}
-            found |= {"val": _records(root / val, suffixes, folders)} if val else {}
+            found = {"train": _records(root / "train", suffixes, folders, columns)}
+            found |= {"val": _records(root / val, suffixes, folders, columns)} if val else {}
         else:
-            found = {"all": _records(root, suffixes, folders)}
+            found = {"all": _records(root, suffixes, folders, columns)}
     for name, records in found.items():
         if not records:
             where = root if name == "all" else root / name
@@ -114,11 +168,13 @@ def _by_first_part(records: list[Record]) -> dict[str, list[Record]]:
     return {"all": records}
 
 
-def _records(root: Path, suffixes: Collection[str], folders: bool) -> list[Record]:
+def _records(root: Path, suffixes: Collection[str], folders: bool, columns: Columns | None) -> list[Record]:
     """Return the records of one folder without splits, in the order of the metadata or of the paths."""
     metadata = _metadata(root)
     if metadata is not None:
-        return _described(root, metadata, folders)
+        return _described(root, metadata, folders, columns or Columns())
+    if columns is not None and columns != Columns():
+        raise DataError(f"data.path: {root} has no metadata.csv or metadata.jsonl, whose columns data.text and the like name")
     found = []
     for path in _files(root, set()):
         if path.suffix.lower() in suffixes:
@@ -148,7 +204,7 @@ def _metadata(root: Path) -> Path | None:
     return next((p for p in (root / "metadata.csv", root / "metadata.jsonl") if p.is_file()), None)
 
 
-def _described(root: Path, metadata: Path, folders: bool) -> list[Record]:
+def _described(root: Path, metadata: Path, folders: bool, columns: Columns) -> list[Record]:
     """Return the records of a metadata file; every file it names must exist inside the folder."""
     records, missing = [], []
     for line, row in _rows(metadata):
@@ -162,14 +218,27 @@ def _described(root: Path, metadata: Path, folders: bool) -> list[Record]:
         path = root / key
         if not path.is_file() and not (folders and path.is_dir()):
             missing.append(f"{name} (line {line})")
-        label, text = row.get("label"), row.get("text", row.get("caption"))
+        texts, rewritten = columns.captions(row, f"{metadata} line {line}")
+        label = row.get("label")
         named = None if label is None or str(label) == "" else str(label)
-        records.append(Record(path, str(key), named, "" if text is None else str(text)))
+        hint = _hint(root, row, columns, f"{metadata} line {line}")
+        records.append(Record(path, str(key), named, (texts or ("",))[0], texts, rewritten, hint))
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         shown = f"{', '.join(missing[:3])}{more}"
         raise DataError(f"data.path: {metadata} names files that do not exist: {shown}; add them or remove the rows")
     return records
+
+
+def _hint(root: Path, row: Mapping[Any, Any], columns: Columns, where: str) -> Path | None:
+    """Return the picture that belongs to an item, where a column names one."""
+    if columns.hint is None:
+        return None
+    check_columns(columns.hint, row, where, "data.hint.column")
+    path = root / str(row[columns.hint])
+    if not path.is_file():
+        raise DataError(f"data.hint.column={columns.hint}: {where} names {row[columns.hint]}, which does not exist")
+    return path
 
 
 def _rows(metadata: Path) -> Iterator[tuple[int, dict[Any, Any]]]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from suffuse.errors import ConfigError, DataError
+from suffuse.text import captions_of
 from suffuse_image.data import Folder
 from suffuse_image.data.pictures import flipped
 
@@ -107,8 +108,9 @@ def test_jsonl_with_captions_and_splits(tmp_path: Path) -> None:
     lines = [json.dumps({"file_name": name, "text": f"ein Bild — {name}"}) for name in names]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n\n")
     data = make(tmp_path)
-    assert data.train.captions == ("ein Bild — train/a.png", "ein Bild — train/b.png")
-    assert data.val.captions == ("ein Bild — validation/c.png",) and data.spec.labels == ()
+    assert data.train.texts.texts == [("ein Bild — train/a.png",), ("ein Bild — train/b.png",)]
+    assert data.val.texts.texts == [("ein Bild — validation/c.png",)] and data.spec.labels == ()
+    assert captions_of(data.train[1]["cond"]["text"][None]) == ["ein Bild — train/b.png"]
 
 
 def test_hidden_files_and_other_files_are_passed_over(colours: Path) -> None:
@@ -247,6 +249,6 @@ def test_bad_metadata(tmp_path: Path, name: str, text: str, wanted: str) -> None
 def test_emoji(real: Path) -> None:
     data = make(real / "noto_emoji", size=32)
     assert len(data.train) + len(data.val) == 3543 and 280 < len(data.val) < 430
-    assert "keycap #" in data.train.captions + data.val.captions and data.spec.labels == ()
+    assert ("keycap #",) in data.train.texts.texts + data.val.texts.texts and data.spec.labels == ()
     mean = torch.stack([data.val[i]["x"] for i in range(100)]).mean().item()
     assert 0.6 < mean < 0.95  # mostly the white background

@@ -159,7 +159,7 @@ def test_hugging_face_from_disk(tmp_path: Path, colours: Path) -> None:
             for i in range(len(split)):
                 item = split[i]
                 assert item["x"][2 * (1 - item["cond"]["label"]), 0, 0] == 1
-                assert round(item["x"][1, 0, 0].item() * 255) == int(split.captions[i][:2])
+                assert round(item["x"][1, 0, 0].item() * 255) == int(split.texts.chosen(i)[:2])
     with pytest.raises(DataError, match=r"data.label=clour: no such column; did you mean 'colour'"):
         HuggingFace(str(tmp_path / "saved"), label="clour").setup()
 

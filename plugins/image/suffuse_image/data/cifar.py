@@ -44,7 +44,7 @@ class CIFAR10(Data):
             return
         if self.download:
             fetch("CIFAR10", self.root)
-        self.spec = Spec(labels=LABELS)
+        self.spec = Spec(labels=LABELS, about={"size": [32, 32], "channels": 3})
         self.train, self.val = self._split(True), self._split(False)
 
     def _split(self, train: bool) -> Pictures:

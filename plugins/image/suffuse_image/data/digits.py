@@ -40,6 +40,6 @@ class Digits(Data):
         pixels = torch.from_numpy(table.images).to(torch.uint8)[:, None]
         labels = torch.from_numpy(table.target).long()
         val = held_out(labels)
-        self.spec = Spec(labels=tuple(str(digit) for digit in range(10)))
+        self.spec = Spec(labels=tuple(str(digit) for digit in range(10)), about={"size": [8, 8], "channels": 1})
         self.train = Pictures(pixels[~val], labels[~val], levels=16)
         self.val = Pictures(pixels[val], labels[val], levels=16)

@@ -1,24 +1,27 @@
 """Folder: pictures of any size and format in a folder, with classes or captions where there are some.
 
-The layouts are those of `suffuse_image.data.listing`. Without a ``val/`` folder of its own the held-out set is the
+The layouts are those of `suffuse.listing`. Without a ``val/`` folder of its own the held-out set is the
 files whose hashed path falls below `val_fraction`: the same ones on every machine and for every seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from suffuse.data import Data, Spec
+from suffuse.captions import Captions
+from suffuse.data import Data, Spec, spaced
 from suffuse.errors import ConfigError
-from suffuse.listing import Record, class_names, held_out, splits
+from suffuse.listing import Columns, Record, class_names, held_out, splits
 
 from suffuse_image.data.decode import Decoder, suffixes
 from suffuse_image.data.pictures import Pictures
 from suffuse_image.data.reading import Reader
+from suffuse_image.hints import Hint
 
-__all__ = ["Folder", "check_fraction"]
+__all__ = ["Folder", "about", "check_fraction"]
 
 
 class Folder(Data):
@@ -34,6 +37,10 @@ class Folder(Data):
         val_fraction: Fraction held out when the folder has no ``val/``.
         cache: Decode once and keep the pictures in memory (up to 4 GiB), rather than whenever they are asked for.
         max_bad: Fraction of the files that may be damaged.
+        text: Column of metadata with captions, or several; by default ``text`` or ``caption``.
+        rewritten: Column with captions that a model wrote, or several.
+        captions: How one of several captions is chosen, see `suffuse.captions.Captions`.
+        hint: What goes with a picture as a condition, see `suffuse_image.hints`.
         options: Arguments of `suffuse.data.Data`.
 
     Raises:
@@ -44,11 +51,14 @@ class Folder(Data):
     def __init__(
         self, path: str | None = None, size: int | Sequence[int] = 64, fit: str = "crop", channels: int = 3,
         background: str = "white", flip: bool = False, val_fraction: float = 0.1, cache: bool = True,
-        max_bad: float = 0.01, **options: Any,
+        max_bad: float = 0.01, text: str | Sequence[str] | None = None, rewritten: str | Sequence[str] | None = None,
+        captions: Mapping[str, Any] | None = None, hint: Hint | None = None, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(**options)
         if not path:
             raise ConfigError("data.path is not set; set data.path to a folder with images")
+        self.columns = Columns(text, rewritten, getattr(hint, "column", None))
+        self.captions, self.hint = dict(captions or {}), hint
         self.path, self.flip, self.val_fraction = Path(path), flip, check_fraction(val_fraction)
         self.reader = Reader(Decoder(size, channels, fit, background), cache, max_bad)
 
@@ -56,21 +66,43 @@ class Folder(Data):
         """List the folder and decode what is kept in memory."""
         if hasattr(self, "train"):
             return
-        found = splits(self.path, suffixes())
+        found = splits(self.path, suffixes(), columns=self.columns)
         if "all" in found:
             held = held_out(found["all"], self.val_fraction)
             train, val = (_where(found["all"], held, inside) for inside in (False, True))
         else:
             train, val = found["train"], found["val"]
+        told = any(r.texts or r.rewritten for r in train)
         self.spec = Spec(labels=class_names(train + val))
-        self.train, self.val = self._read(train, self.flip), self._read(val, False)
+        self.train, self.val = self._read(train, self.flip, told), self._read(val, False, told)
+        self.spec = replace(self.spec, about=about(self.reader.decoder.shape, self.val, self.hint))
 
-    def _read(self, records: list[Record], flip: bool) -> Pictures:
+    def _read(self, records: list[Record], flip: bool, told: bool) -> Pictures:
         number = {name: i for i, name in enumerate(self.spec.labels)}
         labels = [number.get(r.label, -1) if r.label is not None else -1 for r in records] if number else None
-        texts = [r.text for r in records] if any(r.text for r in records) else []
-        paths, keys = [r.path for r in records], [r.key for r in records]
-        return self.reader.read(paths, keys, labels, texts, flip=flip, seed=self.seed)
+        more = [r.rewritten for r in records] if any(r.rewritten for r in records) else ()
+        texts = Captions([r.texts for r in records], more, seed=self.seed, **self.captions) if told else None
+        paths, keys, hints = [r.path for r in records], [r.key for r in records], [r.hint for r in records if r.hint]
+        return self.reader.read(
+            paths, keys, labels, texts, flip=flip, seed=self.seed, hint=self.hint, hints=hints or None
+        )
+
+
+def about(shape: Sequence[int], val: Pictures, hint: Hint | None) -> dict[str, Any]:
+    """Return what a model must know of pictures: their size, whether they have captions, and what goes with them.
+
+    Arguments:
+        shape: (C, H, W).
+        val: The held-out pictures; samples are drawn for captions of theirs when none is asked for.
+        hint: See `suffuse_image.hints`.
+    """
+    found: dict[str, Any] = {"size": list(shape[1:]), "channels": shape[0]}
+    if val.texts is not None:
+        some = [val.texts.chosen(i) for i in spaced(len(val), 200)]
+        found |= {"text": True, "prompts": [text for text in dict.fromkeys(some) if text][:100]}
+    if hint is not None:
+        found["hint"] = hint.facts(tuple(shape))
+    return found
 
 
 def check_fraction(fraction: float) -> float:

@@ -55,7 +55,7 @@ class MNIST(Data):
                 f"data.root={self.root}: no {self.name} files in {self.root / self.name / 'raw'}; "
                 "put them there or set data.download=true"
             )
-        self.spec = Spec(labels=self.labels)
+        self.spec = Spec(labels=self.labels, about={"size": [28, 28], "channels": 1})
         self.train = self._split(folder, "train")
         self.val = self._split(folder, "val")
 

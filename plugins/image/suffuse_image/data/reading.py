@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
+from suffuse.captions import Captions
 from suffuse.errors import ConfigError, DataError
 
 from suffuse_image.data.decode import Decoder, PictureError, check
 from suffuse_image.data.pictures import Pictures
+from suffuse_image.hints import Hint
 
 __all__ = ["Reader", "Sources", "Streamed"]
 
@@ -68,7 +70,8 @@ class Reader:
 
     def read(
         self, sources: Sources, names: Sequence[str], labels: Sequence[int] | None = None,
-        captions: Sequence[str] = (), flip: bool = False, seed: int = 0,
+        texts: Captions | None = None, flip: bool = False, seed: int = 0, hint: Hint | None = None,
+        hints: Sources | None = None,
     ) -> Pictures:  # fmt: skip
         """Return the data set of the sources that can be read.
 
@@ -76,9 +79,9 @@ class Reader:
             sources: What is decoded.
             names: How each is called in messages.
             labels: Class of each, -1 where none is known; None without classes.
-            captions: Text of each, or nothing.
-            flip: See `Pictures`.
-            seed: See `Pictures`.
+            texts: Captions of each, or None.
+            flip: See `Pictures`, as for `seed` and `hint`.
+            hints: What a hint is made from, where it is not the picture itself; as many as sources.
 
         Raises:
             DataError: When more than `max_bad` of them are damaged.
@@ -92,12 +95,15 @@ class Reader:
         self.judge(bad, names, len(sources))
         good = [i for i in range(len(sources)) if i not in bad]
         y = None if labels is None else torch.tensor([labels[i] for i in good], dtype=torch.long)
-        texts = [captions[i] for i in good] if captions else []
+        told = texts.part(good) if texts is not None else None
         if keep:
-            pixels = [found[i] for i in good]
-            whole = torch.stack([p for p in pixels if isinstance(p, torch.Tensor)])
-            return Pictures(whole, y, texts, flip=flip, seed=seed)
-        return Streamed(self, sources, good, [names[i] for i in good], y, texts, flip=flip, seed=seed)
+            whole = torch.stack([p for p in (found[i] for i in good) if isinstance(p, torch.Tensor)])
+            given = None if hints is None else torch.stack([self._hint(hints[i], names[i]) for i in good])
+            return Pictures(whole, y, told, flip=flip, seed=seed, hint=hint, hints=given)
+        if hints is not None:
+            raise ConfigError("data.hint: pictures of their own as hints need data.cache=true")
+        names = [names[i] for i in good]
+        return Streamed(self, sources, good, names, y, told, flip=flip, seed=seed, hint=hint)
 
     def judge(self, bad: dict[int, PictureError], names: Sequence[str], total: int) -> None:
         """Log the damaged sources, or raise `DataError` when they are too many."""
@@ -111,6 +117,12 @@ class Reader:
                 f"repair or remove them, or allow for more with data.max_bad (now {self.max_bad:g})"
             )
         _log.warning("%d of %d images cannot be read and are left out: %s%s", len(bad), total, shown, more)
+
+    def _hint(self, source: Path | bytes, name: str) -> torch.Tensor:
+        try:
+            return self.decoder(source)
+        except PictureError as error:
+            raise DataError(f"{self.key}: the hint of {name} cannot be read: {error}") from error
 
     def _decode(self, source: Path | bytes) -> torch.Tensor | PictureError | None:
         try:
@@ -137,9 +149,7 @@ class Streamed(Pictures):
         good: Positions in `sources` whose headers are sound; item i is source ``good[i]``.
         names: How each item is called in messages.
         labels: See `Pictures`.
-        captions: See `Pictures`.
-        flip: See `Pictures`.
-        seed: See `Pictures`.
+        texts: See `Pictures`, as for `flip`, `seed` and `hint`.
 
     Raises:
         DataError: On access, when more than `max_bad` of the pictures have turned out damaged.
@@ -147,10 +157,12 @@ class Streamed(Pictures):
 
     def __init__(
         self, reader: Reader, sources: Sources, good: Sequence[int], names: Sequence[str],
-        labels: torch.Tensor | None = None, captions: Sequence[str] = (), *, flip: bool = False, seed: int = 0,
+        labels: torch.Tensor | None = None, texts: Captions | None = None, *, flip: bool = False, seed: int = 0,
+        hint: Hint | None = None,
     ) -> None:  # fmt: skip
         self.batch = None  # type: ignore[assignment]  # one picture at a time, on its own process
-        super().__init__(torch.empty(0, *reader.decoder.shape), labels, captions, flip=flip, seed=seed)
+        empty = torch.empty(0, *reader.decoder.shape)
+        super().__init__(empty, labels, texts, flip=flip, seed=seed, hint=hint)
         self.reader, self.sources, self.good, self.names = reader, sources, list(good), list(names)
         self.bad: dict[int, PictureError] = {}
 
