@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 import torch
 
 TRAINED = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-PROMPT, NEGATIVE = "a red cat, seen from above", "blurry"
 
 
 def clip_tokenizer(length: int = 16) -> Any:
@@ -221,3 +221,57 @@ def loaded(folder: Callable[[str], Path]) -> Callable[..., Any]:
         return pipe
 
     return load
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A published model as `sample` builds it.
+
+    Arguments:
+        model: The model.
+        codec: Its codec.
+        recipe: Sampler, grid and guidance.
+        raw: The conditions of the rows.
+        seeds: Of the rows.
+    """
+
+    model: Any
+    codec: Any
+    recipe: Any
+    raw: Any
+    seeds: torch.Tensor
+
+    def noise(self) -> torch.Tensor:
+        """Return the noise that the samples start from."""
+        from suffuse.noise import KeyedNoise
+
+        like = self.codec.like(self.seeds, self.raw, "cpu")
+        return KeyedNoise(self.seeds).normal(like, 0, 0)
+
+    def state(self, edit: Any = None) -> torch.Tensor:
+        """Return the samples before they are decoded."""
+        like = self.codec.like(self.seeds, self.raw, "cpu")
+        return self.model.draw(self.recipe, self.seeds, self.raw, like, edit).clone()
+
+
+@pytest.fixture
+def ours() -> Callable[..., Ours]:
+    """Return a function that builds a folder's model as the words of `sample` say."""
+    from omegaconf import OmegaConf
+    from suffuse.app import compose_sample, compose_train
+    from suffuse.build import build
+    from suffuse.codec import implied
+    from suffuse.model import Model, Recipe
+    from suffuse.pretrained.start import checkpoint
+    from suffuse.pretrained.words import for_training
+
+    def make(where: Path, *words: str, seeds: tuple[int, ...] = (3, 4), **given: Any) -> Ours:
+        config: Any = OmegaConf.to_container(compose_train(for_training([f"pretrained={where}"])), resolve=True)
+        saved = checkpoint(config, {}, {"modality": "image", "dist": "here"})
+        plain: Any = OmegaConf.to_container(compose_sample(["ckpt=published", *words], config, {}), resolve=True)
+        model = Model.load(saved)
+        codec = build(config["codec"], "codec", about=model.facts.about, **plain["ask"])
+        raw = model.conditioner.parse(implied(codec, model.conditioner) | given, len(seeds))
+        return Ours(model, codec, Recipe.build(plain), raw, torch.tensor(seeds))
+
+    return make

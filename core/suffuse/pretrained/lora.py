@@ -92,5 +92,4 @@ def merged(inner: nn.Module) -> None:
             parent, _, leaf = name.rpartition(".")
             setattr(inner.get_submodule(parent), leaf, layer.get_base_layer())
     for attribute in ("peft_config", "_hf_peft_config_loaded"):
-        if hasattr(inner, attribute):
-            delattr(inner, attribute)
+        vars(inner).pop(attribute, None)

@@ -118,7 +118,7 @@ def _table(config: Mapping[str, Any], schedule: Schedule, steps: int) -> Grid:
     if name in ("DDIMScheduler", "PNDMScheduler"):
         clean = bool(config.get("set_alpha_to_one", name == "DDIMScheduler"))
     else:
-        clean = config.get("final_sigmas_type", "zero") == "zero"
+        clean = config.get("final_sigmas_type", "zero") == "zero" and name != "DEISMultistepScheduler"
     table = np.exp(-own.lam((torch.arange(count, dtype=torch.float64) + 1) / count).numpy())
     how = next((h for h in ("karras", "exponential", "beta", "lu") if config.get(f"use_{h}_sigmas")), None)
     how = "exponential" if config.get("use_lu_lambdas") else how
