@@ -47,6 +47,8 @@ class Autoencoder(nn.Module):
         self.objective: Reconstruction = build(cfg["objective"], "objective", shape=facts.shape, about=facts.about)
         if not isinstance(self.objective, Reconstruction):
             raise ConfigError(f"objective={cfg['objective']['_target_']} does not train autoencoders")
+        for term in self.objective.terms.values():
+            term.scale = self.scale
 
     @classmethod
     def load(cls, saved: Mapping[str, Any], weights: str = "ema") -> Autoencoder:

@@ -27,12 +27,16 @@ __all__ = ["Adversarial", "Reconstruction", "Term"]
 class Term(nn.Module):
     """A distance of a modality's own, called with (x', x) and returning one number per row, shape (B,).
 
+    States are compared divided by their deviation, which is its `scale`.
+
     Arguments:
         weight: w of the sum.
 
     Raises:
         ConfigError: When `weight` is no finite number of at least 0.
     """
+
+    scale: float = 1.0
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from suffuse.errors import ConfigError
 
-__all__ = ["Attention", "CrossAttention", "attended", "rope", "rotate"]
+__all__ = ["Attention", "CrossAttention", "attended", "normalised", "rope", "rotate"]
 
 
 def rope(sizes: tuple[int, ...], head_dim: int, device: torch.device, base: float = 100.0) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,7 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
-def _normalised(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+def normalised(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     """Return x normalised; the weight follows x, since under autocast a mixed call is not fused."""
     assert norm.weight is not None  # made with a weight
     return F.rms_norm(x, (x.shape[-1],), norm.weight.to(x.dtype), norm.eps)
@@ -84,7 +84,7 @@ class Attention(nn.Module):
         """
         rows, tokens, width = x.shape
         q, k, v = self.qkv(x).view(rows, tokens, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = _normalised(q, self.q_norm), _normalised(k, self.k_norm)
+        q, k = normalised(q, self.q_norm), normalised(k, self.k_norm)
         if table is not None:
             q, k = rotate(q, table), rotate(k, table)
         where = None if mask is None else mask[:, None, None]
@@ -129,7 +129,7 @@ class CrossAttention(nn.Module):
         rows, tokens, width = x.shape
         q = self.q(x).view(rows, tokens, self.heads, self.head_dim).transpose(1, 2)
         k, v = self.kv(context).view(rows, -1, 2, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = _normalised(q, self.q_norm), _normalised(k, self.k_norm)
+        q, k = normalised(q, self.q_norm), normalised(k, self.k_norm)
         where = None if mask is None else mask[:, None, None]
         mixed = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), where)
         attended: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, tokens, width))

@@ -16,31 +16,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from suffuse.errors import ConfigError
 from suffuse.nn.attention import Attention, CrossAttention, attended, rope
-from suffuse.nn.embed import Embedding, Placed, coordinates, spatial
+from suffuse.nn.blocks import Gated, gated, moved
+from suffuse.nn.embed import Embedding, Placed, coordinates, resized, spatial
+from suffuse.nn.joint import JointBlock
 from suffuse.state import State
 
 __all__ = ["DiT"]
-
-
-class _Gated(nn.Module):
-    """SwiGLU feed-forward."""
-
-    def __init__(self, width: int, ratio: float, dropout: float) -> None:
-        super().__init__()
-        hidden = -(-int(width * ratio * 2 / 3) // 8) * 8
-        self.enter, self.leave = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the feed-forward of tokens."""
-        gate, value = self.enter(x).chunk(2, -1)
-        out: Tensor = self.leave(self.dropout(F.silu(gate) * value))
-        return out
 
 
 class _Block(nn.Module):
@@ -49,7 +34,7 @@ class _Block(nn.Module):
     def __init__(self, width: int, heads: int, ratio: float, dropout: float, context: int = 0) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attention, self.feed = Attention(width, heads), _Gated(width, ratio, dropout)
+        self.attention, self.feed = Attention(width, heads), Gated(width, ratio, dropout)
         self.modulate = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
@@ -60,25 +45,11 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, embedded: Tensor, within: _Within, *context: Tensor | None) -> Tensor:
         """Return the tokens, (B, N, width); `embedded` is (B, G, width) for G groups of equal size along N."""
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(embedded)[:, :, None].chunk(6, -1)
-        x = x + _gated(within(self.attention, _moved(self.norm(x), scale1, shift1)), gate1)
+        x = x + gated(within(self.attention, moved(self.norm(x), scale1, shift1)), gate1)
         if self.cross is not None:
             assert context[0] is not None  # asked for in the network's forward
             x = x + self.cross(self.norm(x), *context)
-        return x + _gated(self.feed(_moved(self.norm(x), scale2, shift2)), gate2)
-
-
-def _moved(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Return tokens (B, N, width) scaled and shifted by groups (B, G, 1, width)."""
-    return (_grouped(x, scale) * (1 + scale) + shift).reshape(x.shape)
-
-
-def _gated(x: Tensor, gate: Tensor) -> Tensor:
-    """Return tokens (B, N, width) times their group's gate (B, G, 1, width)."""
-    return (_grouped(x, gate) * gate).reshape(x.shape)
-
-
-def _grouped(x: Tensor, like: Tensor) -> Tensor:
-    return x.reshape(x.shape[0], like.shape[1], -1, x.shape[2])
+        return x + gated(self.feed(moved(self.norm(x), scale2, shift2)), gate2)
 
 
 class _Within(NamedTuple):
@@ -133,8 +104,10 @@ class DiT(nn.Module):
             0 for none: tokens then know where they stand to each other, not where they are. With a mask a token's place
             along the first axis is its share of what exists, and beside it its share of the length of `shape`.
         attention: ``full``: all tokens attend to each other; ``axial``: blocks attend in turns within the slices of the
-            first axis and along it, which costs less where there are many ("ViViT", Arnab et al. 2021, model 3).
+            first axis and along it, which costs less where there are many ("ViViT", Arnab et al. 2021, model 3);
+            ``joint``: the tokens of the condition are tokens like the others, see `suffuse.nn.joint`.
         levels: Noise levels that a patch has: 1, or patch[0] when every slice of the first axis has its own.
+        extra: Channels of a picture ``cond["image"]`` that is looked at beside the state; 0 for none.
 
     Raises:
         ConfigError: For arguments that do not fit together; in `forward`, for sizes the patch does not divide.
@@ -144,7 +117,7 @@ class DiT(nn.Module):
         self, shape: Sequence[int] | Mapping[str, Sequence[int]], cond_dim: int = 0, patch: int | Sequence[int] = 2,
         width: int = 384, depth: int = 12, heads: int = 6, mlp_ratio: float = 4.0, dropout: float = 0.0,
         checkpointing: bool = False, self_condition: bool = False, context_dim: int = 0, placed: int = 0,
-        attention: str = "full", levels: int = 1,
+        attention: str = "full", levels: int = 1, extra: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.masked = False
@@ -159,18 +132,28 @@ class DiT(nn.Module):
             raise ConfigError(f"model.patch={patch} must be a whole number of at least 1, or {self.axes} of them")
         if width // max(heads, 1) < 2 * self.axes:
             raise ConfigError(f"model: heads of {width // max(heads, 1)} channels are too small for {self.axes} axes")
-        if attention not in ("full", "axial") or (attention == "axial" and self.axes < 2):
-            raise ConfigError(f"model.attention={attention} must be full, or axial for a state of two axes or more")
+        if attention not in ("full", "axial", "joint") or (attention == "axial" and self.axes < 2):
+            raise ConfigError(
+                f"model.attention={attention} must be full, joint, or axial for a state of two axes or more"
+            )
+        if attention == "joint" and not context_dim:
+            raise ConfigError("model.attention=joint needs captions and a conditioner that reads them, as text_learned")
         if levels not in (1, self.patch[0]):
             raise ConfigError(f"model.levels={levels} must be 1, or {self.patch[0]}, the patch along the first axis")
         self.axial, self.levels = attention == "axial", levels
         self.channels, self.width, self.checkpointing = shape[0], width, checkpointing
         inside = self.channels * math.prod(self.patch)
         self.self_condition = self_condition
-        self.enter = nn.Linear(inside * (1 + self_condition), width)
+        self.extra = extra
+        self.enter = nn.Linear(inside * (1 + self_condition) + extra * math.prod(self.patch), width)
         self.embed = Embedding(width, cond_dim, levels)
         self.placed = Placed(self.axes + self.masked, width, placed, width) if placed else None
-        self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio, dropout, context_dim) for _ in range(depth))
+        self.read = nn.Linear(context_dim, width) if attention == "joint" else None
+        self.blocks = nn.ModuleList(
+            _Block(width, heads, mlp_ratio, dropout, context_dim) if self.read is None
+            else JointBlock(width, heads, mlp_ratio, dropout, last=number == depth - 1)
+            for number in range(depth)
+        )  # fmt: skip
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulate, self.leave = nn.Linear(width, 2 * width), nn.Linear(width, inside)
         for layer in (self.modulate, self.leave):
@@ -187,7 +170,7 @@ class DiT(nn.Module):
                 axis that exist; a patch exists when one of its slices does.
             noise: Shape (B,), or (B, T): one level per token, or per slice of equal size along the first axis.
             cond: Holds ``vector``, shape (B, cond_dim), for a conditional network; ``tokens``, shape (B, T,
-                context_dim), and their ``mask`` for one that attends to them.
+                context_dim), and their ``mask`` for one that attends to them; ``image`` (B, extra, …) of any size.
             previous: Earlier estimate of x0, shaped like x; only with `self_condition`, None for zeros.
         """
         if isinstance(x, Mapping):
@@ -209,19 +192,38 @@ class DiT(nn.Module):
         if self.self_condition:
             earlier = torch.zeros_like(tokens) if previous is None else self._cut(previous, sizes)  # type: ignore[arg-type]
             tokens = torch.cat([tokens, earlier], -1)
+        if self.extra:
+            tokens = torch.cat([tokens, self._cut(resized(cond, self.extra, x), sizes)], -1)
         h = self.enter(tokens)
         embedded = self._groups(self.embed(self._levels(noise, sizes), cond), h.shape[1])
         if self.placed is not None:
             h = h + self.placed(self._places(sizes, h, there), embedded)
         ways, context = self._ways(sizes, x.device, there), attended(cond, self.context > 0)
-        for number, block in enumerate(self.blocks):
+        if self.read is not None:
+            h = self._joint(h, embedded, ways[0], *context)
+        for number, block in enumerate(self.blocks if self.read is None else ()):
             given = (embedded, ways[number % len(ways)], *context)
             if self.checkpointing and torch.is_grad_enabled():
                 h = checkpoint(block, h, *given, use_reentrant=False)
             else:
                 h = block(h, *given)
         scale, shift = self.modulate(embedded)[:, :, None].chunk(2, -1)
-        return self._join(self.leave(_moved(self.norm(h), scale, shift)), sizes)
+        return self._join(self.leave(moved(self.norm(h), scale, shift)), sizes)
+
+    def _joint(
+        self, h: Tensor, embedded: Tensor, within: _Within, context: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """Return the tokens after all blocks, of which the condition's tokens are a part."""
+        assert self.read is not None and context is not None  # asked for in `attended`
+        text = self.read(context).to(h.dtype)
+        keys = None if within.mask is None else within.mask.repeat_interleave(math.prod(within.sizes[1:]), 1)
+        for block in self.blocks:
+            given = (h, text, embedded, within.table, keys, mask)
+            if self.checkpointing and torch.is_grad_enabled():
+                h, text = checkpoint(block, *given, use_reentrant=False)
+            else:
+                h, text = block(*given)
+        return h
 
     def _levels(self, noise: Tensor, sizes: tuple[int, ...]) -> Tensor:
         """Return the levels as they are embedded: (B,), (B, G), or (B, levels) and (B, G, levels) with several."""
@@ -263,7 +265,7 @@ class DiT(nn.Module):
     @property
     def _heads(self) -> int:
         block = self.blocks[0]
-        assert isinstance(block, _Block)
+        assert isinstance(block, _Block | JointBlock)
         return block.attention.heads
 
     def _grid(self, x: Tensor) -> tuple[int, ...]:
@@ -290,7 +292,7 @@ class DiT(nn.Module):
         parts = [part for pair in zip(sizes, self.patch, strict=True) for part in pair]
         axes = self.axes
         order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
-        return x.reshape(x.shape[0], self.channels, *parts).permute(order).flatten(1 + axes).flatten(1, axes)
+        return x.reshape(x.shape[0], x.shape[1], *parts).permute(order).flatten(1 + axes).flatten(1, axes)
 
     def _join(self, tokens: Tensor, sizes: tuple[int, ...]) -> Tensor:
         """Invert `_cut`."""

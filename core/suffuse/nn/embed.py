@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from suffuse.errors import ConfigError
 
-__all__ = ["Embedding", "Placed", "coordinates", "fourier", "spatial"]
+__all__ = ["Embedding", "Placed", "coordinates", "fourier", "resized", "spatial"]
 
 
 def fourier(x: Tensor, width: int, lowest: float = 0.5, highest: float = 64.0) -> Tensor:
@@ -77,6 +77,25 @@ def coordinates(sizes: Sequence[int], like: Tensor) -> Tensor:
     """Return each position's coordinates in [-1, 1], shape (axes, *sizes), on the device and in the type of `like`."""
     lines = [torch.linspace(-1, 1, size, device=like.device, dtype=like.dtype) for size in sizes]
     return torch.stack(torch.meshgrid(*lines, indexing="ij"))
+
+
+def resized(cond: Mapping[str, Tensor] | None, channels: int, x: Tensor) -> Tensor:
+    """Return the picture of a condition, (B, channels, *spatial), at the size and in the type of a state x.
+
+    Raises:
+        ConfigError: When the condition has no picture, or one of other channels.
+    """
+    image = None if cond is None else cond.get("image")
+    if image is None or image.shape[1] != channels or image.ndim != x.ndim:
+        found = "none" if image is None else str(tuple(image.shape[1:]))
+        raise ConfigError(f"model: needs cond['image'] of {channels} channels and {x.ndim - 2} axes; there is {found}")
+    if image.shape[2:] == x.shape[2:]:
+        return image.to(x.dtype)
+    modes = {1: "linear", 2: "bilinear", 3: "trilinear"}
+    smaller = all(a >= b for a, b in zip(image.shape[2:], x.shape[2:], strict=True))
+    if smaller and all(a % b == 0 for a, b in zip(image.shape[2:], x.shape[2:], strict=True)):
+        return nn.functional.interpolate(image, x.shape[2:], mode="area").to(x.dtype)
+    return nn.functional.interpolate(image, x.shape[2:], mode=modes[x.ndim - 2]).to(x.dtype)
 
 
 class Placed(nn.Module):

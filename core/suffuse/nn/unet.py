@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from suffuse.errors import ConfigError
 from suffuse.nn.attention import Attention, CrossAttention, attended
 from suffuse.nn.conv import POOL, Factor, conv, factors_of, norm, shuffle, unshuffle
-from suffuse.nn.embed import Embedding, Placed, coordinates, spatial
+from suffuse.nn.embed import Embedding, Placed, coordinates, resized, spatial
 
 __all__ = ["UNet"]
 
@@ -90,6 +90,7 @@ class UNet(nn.Module):
         placed: Width of a small network from position, noise level and condition to the first features, see `Placed`;
             0 for none.
         levels: Noise levels of a state that has several without an axis for them, all of which every position is told.
+        extra: Channels of a picture ``cond["image"]`` that is looked at beside the state; 0 for none.
 
     Raises:
         ConfigError: For arguments that do not fit together; in `forward`, for sizes the total factor does not divide.
@@ -100,10 +101,10 @@ class UNet(nn.Module):
         blocks: int = 1, attention: Sequence[int] = (1,), head_dim: int = 32, factors: Factor | Sequence[Factor] = 2,
         patch: Factor = 1, coordinates: bool = False, dropout: float = 0.0, checkpointing: bool = False,
         self_condition: bool = False, context_dim: int = 0, kernel: int = 3, placed: int = 0,
-        levels: int = 1,
+        levels: int = 1, extra: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.levels = levels
+        self.levels, self.extra = levels, extra
         if kernel < 1 or kernel % 2 == 0:
             raise ConfigError(f"model.kernel={kernel} must be an odd number of at least 1")
         self.context = context_dim if attention else 0
@@ -126,7 +127,8 @@ class UNet(nn.Module):
         self.embed = Embedding(embed, cond_dim, self.levels)
         widths = [round(width * m) for m in multipliers]
         inside = self.channels * math.prod(self.patch)
-        self.enter = conv(self.axes, inside * (1 + self_condition) + self.axes * coordinates, width)
+        more = extra * math.prod(self.patch) + self.axes * coordinates
+        self.enter = conv(self.axes, inside * (1 + self_condition) + more, width)
         self.placed = Placed(self.axes, embed, placed, width) if placed else None
 
         def block(inputs: int, outputs: int, level: int) -> _Block:
@@ -169,13 +171,15 @@ class UNet(nn.Module):
             noise: Shape (B,), or (B, T) with one level per slice of the first spatial axis, which is then kept whole;
                 (B, levels) with several.
             cond: Holds ``vector``, shape (B, cond_dim), for a conditional network; ``tokens``, shape (B, T,
-                context_dim), and their ``mask`` for one that attends to them.
+                context_dim), and their ``mask`` for one that attends to them; ``image`` (B, extra, …) of any size.
             previous: Earlier estimate of x0, shaped like x; only with `self_condition`, None for zeros.
         """
         self._check(x, noise)
         embedded = self.embed(noise, cond), *attended(cond, self.context > 0)
         if self.self_condition:
             x = torch.cat([x, torch.zeros_like(x) if previous is None else previous], 1)
+        if self.extra:
+            x = torch.cat([x, resized(cond, self.extra, x)], 1)
         h = unshuffle(x, self.patch)
         if self.coordinates:
             h = torch.cat([h, coordinates(h.shape[2:], h).expand(len(h), *[-1] * (h.ndim - 1))], 1)
