@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["SOLIDS", "distance", "draw", "half_height", "profile"]
+__all__ = ["SOLIDS", "distance", "draw", "half_height", "inside", "profile"]
 
 SOLIDS = ("cube", "sphere", "cylinder", "cone", "ring")
 TUBE = 0.35
@@ -108,3 +108,18 @@ def distance(kind: str, p: Tensor, r: Tensor, h: Tensor) -> Tensor:
     share = ((at - a) * along).sum(-1) / along.square().sum(-1).clamp(min=1e-12)
     nearest = a + share.clamp(0, 1)[..., None] * along
     return (at - nearest).square().sum(-1).amin(-1).clamp(min=1e-12).sqrt()
+
+
+def inside(kind: str, p: Tensor, r: float, h: float) -> Tensor:
+    """Return whether points (..., 3) in the solid's own frame lie in it."""
+    z = p[..., 2].abs()
+    if kind == "cube":
+        return (p[..., :2].abs().amax(-1) < r) & (z < h)
+    rho = p[..., :2].norm(dim=-1)
+    if kind == "cylinder":
+        return (rho < r) & (z < h)
+    if kind == "cone":
+        return (rho < r * (h - p[..., 2]) / (2 * h)) & (z < h)
+    if kind == "sphere":
+        return (rho / r) ** 2 + (z / h) ** 2 < 1
+    return ((rho - (1 - TUBE) * r) / (TUBE * r)) ** 2 + (z / (RING * h)) ** 2 < 1

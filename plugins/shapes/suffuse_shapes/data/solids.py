@@ -6,49 +6,100 @@ A cloud is (6, N): x, y, z in [-1, 1] up to the noise of the scan, then red, gre
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from suffuse.data import Data, Spec
 from suffuse.errors import ConfigError
 from suffuse.noise import mix
 from suffuse.text import encoded
+from suffuse_shapes.data.given import Given
 from suffuse_shapes.grammar import PALETTE, Scene, every, held_out
-from suffuse_shapes.solids import draw, half_height
+from suffuse_shapes.solids import distance, draw, half_height, inside
 
-__all__ = ["RATIO", "SolidData", "Solids", "scan"]
+__all__ = ["RATIO", "Placed", "SolidData", "Solids", "scan"]
 
 RATIO = {"tall": 2.0, "plain": 1.0, "flat": 0.5}
 """Half height over half width."""
 
 
-def scan(scene: Scene, points: int, noise: float, random: np.random.Generator) -> NDArray[np.float32]:
-    """Return a cloud of a scene at a random yaw and with random small variations, (6, points).
+@dataclass(frozen=True)
+class Placed:
+    """A scene of definite sizes in the model's frame: its largest half extent is 1, about the origin.
 
     Arguments:
         scene: What it shows.
-        points: Number of points, shared out by area.
-        noise: Standard deviation of the error of every coordinate, where the largest half extent is 1.
-        random: Source of all draws.
+        sizes: Half width and half height of each part, in units of its own.
+        offsets: Centres of the parts in those units.
+        centre: Centre of the whole in those units.
+        scale: Largest half extent of the whole in those units.
+        yaw: Angle about z.
+        tints: Colours of the parts.
     """
-    sizes = [(w, w * RATIO[p.form] * random.uniform(0.92, 1.08)) for p in scene.parts for w in [random.uniform(0.9, 1.1)]]
-    drawn = [draw(p.solid, r, h, points, random) for p, (r, h) in zip(scene.parts, sizes, strict=True)]
-    offsets = _offsets(scene, sizes)
-    low = np.min([o - _extent(p.solid, *s) for p, s, o in zip(scene.parts, sizes, offsets, strict=True)], 0)
-    high = np.max([o + _extent(p.solid, *s) for p, s, o in zip(scene.parts, sizes, offsets, strict=True)], 0)
-    owner = random.choice(len(drawn), points, p=np.array([a for _, a in drawn]) / sum(a for _, a in drawn))
-    xyz = np.stack([cloud + offset for (cloud, _), offset in zip(drawn, offsets, strict=True)])[owner, np.arange(points)]
-    xyz = (xyz - (low + high) / 2) / ((high - low).max() / 2)
-    yaw = random.uniform(0, 2 * math.pi)
-    turn = np.array([[math.cos(yaw), -math.sin(yaw), 0], [math.sin(yaw), math.cos(yaw), 0], [0, 0, 1]])
-    xyz = xyz @ turn.T + noise * random.standard_normal((points, 3))
-    colour = np.array([PALETTE[p.colour] for p in scene.parts]) + random.uniform(-0.05, 0.05, (len(drawn), 3))
-    rgb = (colour[owner] + 0.02 * random.standard_normal((points, 3))).clip(0, 1)
-    return np.concatenate([xyz, rgb], 1).T.astype(np.float32)
+
+    scene: Scene
+    sizes: tuple[tuple[float, float], ...]
+    offsets: tuple[NDArray[np.float64], ...]
+    centre: NDArray[np.float64]
+    scale: float
+    yaw: float
+    tints: NDArray[np.float64]
+
+    @classmethod
+    def draw(cls, scene: Scene, random: np.random.Generator) -> Placed:
+        """Return a scene at a random yaw, with small variations of its sizes and colours."""
+        sizes = []
+        for part in scene.parts:
+            width = random.uniform(0.9, 1.1)
+            sizes.append((width, width * RATIO[part.form] * random.uniform(0.92, 1.08)))
+        offsets = _offsets(scene, sizes)
+        ends = [(o, _extent(p.solid, *s)) for p, s, o in zip(scene.parts, sizes, offsets, strict=True)]
+        low, high = np.min([o - e for o, e in ends], 0), np.max([o + e for o, e in ends], 0)
+        tints = np.array([PALETTE[p.colour] for p in scene.parts]) + random.uniform(-0.05, 0.05, (len(sizes), 3))
+        yaw = random.uniform(0, 2 * math.pi)
+        return cls(scene, tuple(sizes), tuple(offsets), (low + high) / 2, (high - low).max() / 2, yaw, tints)
+
+    def cloud(self, points: int, noise: float, random: np.random.Generator) -> NDArray[np.float32]:
+        """Return a scan of its surfaces, (6, points), shared out by area.
+
+        Arguments:
+            points: Number of points.
+            noise: Standard deviation of the error of every coordinate.
+            random: Source of all draws.
+        """
+        drawn = [draw(p.solid, r, h, points, random) for p, (r, h) in zip(self.scene.parts, self.sizes, strict=True)]
+        area = np.array([a for _, a in drawn])
+        owner = random.choice(len(drawn), points, p=area / area.sum())
+        whole = np.stack([cloud + offset for (cloud, _), offset in zip(drawn, self.offsets, strict=True)])
+        xyz = (whole[owner, np.arange(points)] - self.centre) / self.scale @ self._turn().T
+        xyz = xyz + noise * random.standard_normal((points, 3))
+        rgb = (self.tints[owner] + 0.02 * random.standard_normal((points, 3))).clip(0, 1)
+        return np.concatenate([xyz, rgb], 1).T.astype(np.float32)
+
+    def signed(self, at: Tensor) -> Tensor:
+        """Return the distance of places (Q, 3) to the nearest surface, negative inside a part, (Q,)."""
+        own = (at.double() @ torch.from_numpy(self._turn())) * self.scale + torch.from_numpy(self.centre)
+        found = []
+        for part, (r, h), offset in zip(self.scene.parts, self.sizes, self.offsets, strict=True):
+            p = own - torch.from_numpy(offset)
+            away = distance(part.solid, p[None], torch.tensor([r]).double(), torch.tensor([h]).double())[0]
+            found.append(torch.where(inside(part.solid, p, r, h), -away, away))
+        return torch.stack(found).amin(0) / self.scale
+
+    def _turn(self) -> NDArray[np.float64]:
+        c, s = math.cos(self.yaw), math.sin(self.yaw)
+        return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+
+def scan(scene: Scene, points: int, noise: float, random: np.random.Generator) -> NDArray[np.float32]:
+    """Return a cloud of a scene at a random yaw and with random small variations, (6, points)."""
+    return Placed.draw(scene, random).cloud(points, noise, random)
 
 
 def _extent(solid: str, r: float, h: float) -> NDArray[np.float64]:
@@ -76,12 +127,16 @@ class Solids(Dataset[dict[str, Any]]):
         points: Points of a cloud.
         noise: See `scan`.
         seed: Seed of all draws.
+        given: What is given of each cloud.
         epochs: Items differ from epoch to epoch.
+        queries: Places of each item at which the signed distance is known, for ``task=shapes/surface``.
     """
 
     def __init__(
-        self, scenes: list[Scene], count: int, points: int, noise: float, seed: int, epochs: bool = True
-    ) -> None:
+        self, scenes: list[Scene], count: int, points: int, noise: float, seed: int, given: Given | None = None,
+        epochs: bool = True, queries: int = 0,
+    ) -> None:  # fmt: skip
+        self.given, self.queries = given or Given(), queries
         self.scenes, self.count, self.points, self.noise = scenes, count, points, noise
         self.seed, self.epochs = seed, epochs
 
@@ -92,8 +147,13 @@ class Solids(Dataset[dict[str, Any]]):
         epoch, index = key if self.epochs else (0, key)
         scene = self.scenes[index % len(self.scenes)]
         random = np.random.default_rng(mix(self.seed, epoch, index))
-        cloud = torch.from_numpy(scan(scene, self.points, self.noise, random))
-        return {"x": cloud, "cond": {"text": encoded(scene.caption)}, "index": index}
+        placed = Placed.draw(scene, random)
+        cloud = torch.from_numpy(placed.cloud(self.points, self.noise, random))
+        cond = {"text": encoded(scene.caption), **self.given.of(cloud, random)}
+        if self.queries:
+            cond["query"] = _places(cloud, self.queries, random)
+            cond["signed"] = placed.signed(cond["query"]).float()
+        return {"x": cloud, "cond": cond, "index": index}
 
 
 class SolidData(Data):
@@ -104,6 +164,10 @@ class SolidData(Data):
         pairs: Share of the items that are two-part scenes.
         noise: Standard deviation of the error of every coordinate; the largest half extent is 1.
         count: Items of an epoch.
+        given: What is given of each cloud: ``none``, ``coarse`` or ``partial``, see `suffuse_shapes.data.given`.
+        given_points: Points that are given.
+        jitter: Their error at most.
+        queries: Places at which the signed distance is known, for ``task=shapes/surface``.
         options: Arguments of `Data`.
 
     Raises:
@@ -111,8 +175,9 @@ class SolidData(Data):
     """
 
     def __init__(
-        self, points: int = 256, pairs: float = 0.5, noise: float = 0.03, count: int = 4096, **options: Any
-    ) -> None:
+        self, points: int = 256, pairs: float = 0.5, noise: float = 0.03, count: int = 4096, given: str = "none",
+        given_points: int = 256, jitter: float = 0.02, queries: int = 0, **options: Any,
+    ) -> None:  # fmt: skip
         super().__init__(**options)
         if points < 8:
             raise ConfigError(f"data.points={points} must be at least 8")
@@ -123,15 +188,20 @@ class SolidData(Data):
         if count < 1:
             raise ConfigError(f"data.count={count} must be at least 1")
         self.points, self.pairs, self.noise, self.count = points, pairs, noise, count
+        if queries < 0:
+            raise ConfigError(f"data.queries={queries} must be at least 0")
+        self.given, self.queries = Given(given, given_points, jitter), queries
 
     def setup(self) -> None:
         """Share the scenes out: those of training, and combinations that are held out."""
         singles, pairs = every()
         seen, new = ([self._mixed(*(_part(kind, held) for kind in (singles, pairs))) for held in (False, True)])
-        self.train = Solids(seen, self.count, self.points, self.noise, mix(self.seed, 0))
-        self.val = Solids(new, min(len(new) * 2, 1000), self.points, self.noise, mix(self.seed, 1), epochs=False)
+        self.train = Solids(seen, self.count, self.points, self.noise, mix(self.seed, 0), self.given, queries=self.queries)
+        count = min(len(new) * 2, 1000)
+        self.val = Solids(new, count, self.points, self.noise, mix(self.seed, 1), self.given, False, self.queries)
         prompts = [scene.caption for both in zip(seen[:400], _filled(new, 400), strict=False) for scene in both]
-        self.spec = Spec(about={"text": True, "prompts": prompts})
+        about = {"text": True, "prompts": prompts, "points": self.points, "normals": False}
+        self.spec = Spec(about={**about, **self.given.about()})
 
     def _mixed(self, singles: list[Scene], pairs: list[Scene]) -> list[Scene]:
         """Return a list in which the share of pairs is right; every scene is there when its kind is."""
@@ -141,6 +211,15 @@ class SolidData(Data):
         counts = [round(total * (1 - self.pairs)), round(total * self.pairs)]
         chosen = [scene for scenes, n in zip(kinds, counts, strict=True) for scene in _filled(scenes, n)]
         return [chosen[i] for i in random.permutation(len(chosen))]
+
+
+def _places(cloud: Tensor, count: int, random: np.random.Generator) -> Tensor:
+    """Return places to ask for the distance at, (count, 3): two thirds near the surface, the others anywhere."""
+    near = count * 2 // 3
+    few = torch.from_numpy(random.integers(0, cloud.shape[1], near))
+    error = random.standard_normal((near, 3)) * random.choice([0.03, 0.12], (near, 1))
+    close = cloud[:3, few].T + torch.from_numpy(error.astype(np.float32))
+    return torch.cat([close, torch.from_numpy(random.uniform(-1.3, 1.3, (count - near, 3)).astype(np.float32))])
 
 
 def _part(scenes: list[Scene], held: bool) -> list[Scene]:

@@ -1,5 +1,6 @@
 """Networks of shapes."""
 
 from suffuse_shapes.nn.set import SetTransformer
+from suffuse_shapes.nn.surface import SurfaceNet
 
-__all__ = ["SetTransformer"]
+__all__ = ["SetTransformer", "SurfaceNet"]

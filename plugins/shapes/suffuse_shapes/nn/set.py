@@ -23,10 +23,10 @@ from suffuse.errors import ConfigError
 from suffuse.nn.attention import Attention, attended
 from suffuse.nn.embed import Embedding, fourier
 
-__all__ = ["SetTransformer"]
+__all__ = ["Across", "SetTransformer", "feed"]
 
 
-class _Across(nn.Module):
+class Across(nn.Module):
     """Attention of one set to another, with normalised queries and keys."""
 
     def __init__(self, width: int, context: int, heads: int, inner: int) -> None:
@@ -46,7 +46,7 @@ class _Across(nn.Module):
         return out
 
 
-def _feed(width: int, ratio: float) -> nn.Sequential:
+def feed(width: int, ratio: float) -> nn.Sequential:
     hidden = int(width * ratio)
     return nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, width))
 
@@ -54,12 +54,15 @@ def _feed(width: int, ratio: float) -> nn.Sequential:
 class _Round(nn.Module):
     """Latents read the points, think, and are read by the points."""
 
-    def __init__(self, width: int, latent: int, heads: int, inner: int, ratio: float, thoughts: int) -> None:
+    def __init__(
+        self, width: int, latent: int, latents: int, heads: int, inner: int, ratio: float, thoughts: int
+    ) -> None:
         super().__init__()
-        self.read = _Across(latent, width, heads, inner)
+        self.pooled = latents
+        self.read = Across(latent, width, heads, inner)
         self.thoughts = nn.ModuleList(_Thought(latent, heads, ratio) for _ in range(thoughts))
-        self.write = _Across(width, latent, heads, inner)
-        self.feed = _feed(width, ratio)
+        self.write = Across(width, latent, heads, inner)
+        self.feed = feed(width, ratio)
         self.norm, self.latent_norm = (nn.LayerNorm(n, elementwise_affine=False, eps=1e-6) for n in (width, latent))
         self.modulate = nn.Linear(latent, 6 * width)
         nn.init.zeros_(self.modulate.weight)
@@ -78,11 +81,13 @@ class _Round(nn.Module):
             mask: Which latents exist, (B, T).
             kept: Which of all points, those of the cloud and the given ones, exist, (B, N + M).
         """
-        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(embedded)[:, None].chunk(6, -1)
         points = self.norm(h)
         z = z + self.read(self.latent_norm(z), points if given is None else torch.cat([points, given], 1), kept)
         for thought in self.thoughts:
             z = thought(z, embedded, mask)
+        # What was understood modulates the points too: a function of place and shape together needs products of them.
+        known = F.silu(embedded + z[:, : self.pooled].mean(1))
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(known)[:, None].chunk(6, -1)
         h = torch.addcmul(h, gate1, self.write(_moved(points, scale1, shift1), self.latent_norm(z), mask))
         return torch.addcmul(h, gate2, self.feed(_moved(self.norm(h), scale2, shift2))), z
 
@@ -96,7 +101,7 @@ class _Thought(nn.Module):
 
     def __init__(self, width: int, heads: int, ratio: float) -> None:
         super().__init__()
-        self.attention, self.feed = Attention(width, heads), _feed(width, ratio)
+        self.attention, self.feed = Attention(width, heads), feed(width, ratio)
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulate = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulate.weight)
@@ -126,6 +131,7 @@ class SetTransformer(nn.Module):
         fourier: Fourier features of each coordinate.
         highest: Highest angular frequency of a feature, of positions with standard deviation 1.
         checkpointing: Recompute rounds in the backward pass instead of storing them.
+        about: Facts of the data; with ``given`` the condition holds a cloud that the latents read as well.
 
     Raises:
         ConfigError: For arguments that do not fit together; in `forward`, for a state of other channels.
@@ -134,7 +140,8 @@ class SetTransformer(nn.Module):
     def __init__(
         self, shape: Sequence[int], cond_dim: int = 0, context_dim: int = 0, width: int = 96, latent: int = 192,
         latents: int = 24, depth: int = 4, thoughts: int = 1, heads: int = 4, ratio: float = 2.0, fourier: int = 16,
-        highest: float = 16.0, checkpointing: bool = False, given: int = 0,
+        highest: float = 16.0, checkpointing: bool = False,
+        about: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if len(shape) != 2 or shape[0] < 3:
@@ -149,8 +156,10 @@ class SetTransformer(nn.Module):
         self.embed = Embedding(latent, cond_dim, 1)
         self.first = nn.Parameter(torch.randn(latents, latent) * 0.5)
         self.words = nn.Linear(context_dim, latent) if context_dim else None
+        # Given points are of another kind than those of the sample: they have a way in of their own.
+        self.given = nn.Linear(self.channels + 3 * fourier, width) if (about or {}).get("given") else None
         inner = min(width, latent)
-        self.rounds = nn.ModuleList(_Round(width, latent, heads, inner, ratio, thoughts) for _ in range(depth))
+        self.rounds = nn.ModuleList(_Round(width, latent, latents, heads, inner, ratio, thoughts) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulate, self.leave = nn.Linear(latent, 2 * width), nn.Linear(width, self.channels)
         for layer in (self.modulate, self.leave):
@@ -163,11 +172,13 @@ class SetTransformer(nn.Module):
         Arguments:
             x: Clouds, (B, C, N).
             noise: Levels, (B,).
-            cond: ``vector`` (B, cond_dim); ``tokens`` (B, T, context_dim) and ``mask`` (B, T).
+            cond: ``vector`` (B, cond_dim); ``tokens`` (B, T, context_dim) and ``mask`` (B, T); ``cloud`` (B, C, M) and
+                ``there`` (B,) where clouds are given.
         """
         if x.ndim != 3 or x.shape[1] != self.channels:
             raise ConfigError(f"model: made for clouds of {self.channels} channels, not {tuple(x.shape[1:])}")
-        h = self._points(x)
+        h = self.enter(self._features(x))
+        given, kept = self._given(cond, h)
         embedded = self.embed(noise, cond)
         z = self.first.to(h) + embedded[:, None]
         tokens, mask = attended(cond, self.context > 0)
@@ -178,15 +189,24 @@ class SetTransformer(nn.Module):
                 mask = torch.cat([mask.new_ones(len(z), len(self.first)), mask], 1)
         for step in self.rounds:
             if self.checkpointing and torch.is_grad_enabled():
-                h, z = checkpoint(step, h, z, embedded, None, mask, None, use_reentrant=False)
+                h, z = checkpoint(step, h, z, embedded, given, mask, kept, use_reentrant=False)
             else:
-                h, z = step(h, z, embedded, None, mask, None)
+                h, z = step(h, z, embedded, given, mask, kept)
         scale, shift = self.modulate(embedded)[:, None].chunk(2, -1)
         out: Tensor = self.leave(_moved(self.norm(h), scale, shift)).transpose(1, 2)
         return out
 
-    def _points(self, x: Tensor) -> Tensor:
+    def _features(self, x: Tensor) -> Tensor:
         p = x.transpose(1, 2)
-        waves: Any = fourier(p[..., :3], self.fourier, 0.5, self.highest).flatten(2)
-        h: Tensor = self.enter(torch.cat([p, waves.to(p)], -1))
-        return h
+        waves = fourier(p[..., :3], self.fourier, 0.5, self.highest).flatten(2)
+        return torch.cat([p, waves.to(p)], -1)
+
+    def _given(self, cond: Mapping[str, Tensor] | None, h: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the points of given clouds, (B, M, width), and which of all points exist, (B, N + M)."""
+        if self.given is None:
+            return None, None
+        if cond is None or "cloud" not in cond:
+            raise ConfigError("model: a network of given clouds needs cond['cloud']; set conditioner=shapes/given")
+        points = self.norm(self.given(self._features(cond["cloud"].to(h))))
+        there = cond["there"][:, None].expand(-1, points.shape[1])
+        return points, torch.cat([there.new_ones(h.shape[:2]), there], 1)
