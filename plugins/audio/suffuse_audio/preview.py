@@ -13,12 +13,15 @@ from torch import Tensor
 
 from suffuse_audio.dsp import mel
 from suffuse_audio.files import write
+from suffuse_audio.ragged import alone, each
 
 __all__ = ["Sounds", "loop"]
 
 
 class Sounds:
-    """Writes and shows sounds (C, N) in [-1, 1].
+    """Writes and shows sounds (C, N) in [-1, 1], each at its own length where they have one.
+
+    A batch is a tensor, or as `suffuse_audio.ragged` says it.
 
     Arguments:
         format: ``wav`` or ``flac``, 16 bits.
@@ -51,12 +54,13 @@ class Sounds:
         self.format, self.columns, self.most, self.loop, self.joined = format, columns, most, loop, joined
         self.rate = int((about or {}).get("rate", 8000))
 
-    def save(self, x: Tensor, stem: Path) -> Path:
+    def save(self, x: Any, stem: Path) -> Path:
         """Write one sound to `stem` plus ``.wav`` and return that path."""
-        return write(stem.with_name(f"{stem.name}.{self.format}"), self._finished(x), self.rate)
+        return write(stem.with_name(f"{stem.name}.{self.format}"), self._finished(alone(x)), self.rate)
 
-    def write(self, xs: Tensor, rows: Sequence[dict[str, Any]], out: Path) -> None:
+    def write(self, xs: Any, rows: Sequence[dict[str, Any]], out: Path) -> None:
         """Write one file per sound, with its caption, seed and checkpoint as tags; add length and peak to the rows."""
+        xs = each(xs)
         for x, row in zip(xs, rows, strict=True):
             path = out / f"{row['index']:05d}.{self.format}"
             y = self._finished(x, kept="mask" in row)
@@ -71,14 +75,16 @@ class Sounds:
                 whole = faded(whole, x, fade)
             write(out / "joined.wav", loop(whole, fade) if self.loop else whole, self.rate)
 
-    def overview(self, xs: Tensor, captions: Sequence[str], path: Path) -> Path:
+    def overview(self, xs: Any, captions: Sequence[str], path: Path) -> Path:
         """Write one PNG with waveform and mel spectrogram of each sound below its caption; return `path`."""
         import matplotlib
         from matplotlib.figure import Figure
 
+        xs = [x.detach().float().cpu().nan_to_num() for x in each(xs)]
         if not len(xs) or len(xs) != len(captions):
             raise ValueError(f"{len(xs)} sounds and {len(captions)} captions make no sheet")
-        xs, captions = xs[: self.most].detach().float().cpu().nan_to_num(), captions[: self.most]
+        xs, captions = xs[: self.most], captions[: self.most]
+        longest = max(x.shape[-1] for x in xs)
         columns = min(len(xs), self.columns or max(1, round((len(xs) * 0.9) ** 0.5)))
         rows = -(-len(xs) // columns)
         with matplotlib.rc_context({"font.size": 6.5, "font.family": "DejaVu Sans"}):
@@ -96,18 +102,18 @@ class Sounds:
                     top.set_visible(False)
                     low.set_visible(False)
                     continue
-                self._drawn(xs[place], captions[place], top, low)
+                self._drawn(xs[place], captions[place], top, low, xs[place].shape[-1] / longest)
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}.tmp")
             figure.savefig(temporary, format="png")
         temporary.replace(path)
         return path
 
-    def media(self, xs: Tensor, captions: Sequence[str]) -> list[Any]:
+    def media(self, xs: Any, captions: Sequence[str]) -> list[Any]:
         """Return one ``wandb.Audio`` per sound."""
         import wandb  # takes a second that runs without W&B need not wait
 
-        shown = [self._finished(x).detach().float().cpu().clamp(-1, 1).nan_to_num() for x in xs]
+        shown = [self._finished(x).detach().float().cpu().clamp(-1, 1).nan_to_num() for x in each(xs)]
         return [
             wandb.Audio(x.T.numpy(), sample_rate=self.rate, caption=caption)
             for x, caption in zip(shown, captions, strict=True)
@@ -122,22 +128,25 @@ class Sounds:
             x = x / x.abs().max().nan_to_num().clamp(min=1.0)
         return loop(x, round(self.loop * self.rate)) if self.loop else x
 
-    def _drawn(self, x: Tensor, caption: str, top: Any, low: Any) -> None:
+    def _drawn(self, x: Tensor, caption: str, top: Any, low: Any, share: float) -> None:
+        """Draw one sound; `share` is its part of the width, which the longest one fills."""
         mono = x.mean(0) / x.abs().max().clamp(min=1.0)
         # Least and greatest value of each pixel column: what a player shows.
         parts = np.array_split(mono.numpy(), min(160, len(mono)))
         at = np.arange(len(parts))
         top.fill_between(at, [p.min() for p in parts], [p.max() for p in parts], color="#2a6f97", linewidth=0.3)
         top.set_ylim(-1.05, 1.05)
-        top.set_xlim(0, len(parts) - 1)
+        top.set_xlim(0, max(len(parts) - 1, 1) / share)
         top.set_title(_wrapped(caption), fontsize=6.5, pad=2)
         size = 2 ** round(np.log2(self.rate * 0.05))
+        mono = torch.nn.functional.pad(mono, (0, max(0, size - len(mono))))  # a window is the least that has a spectrum
         power = mel(self.rate, size, max(1, min(size // 4, len(mono) // 100)), 80)(mono[None])[0]
         decibels = 10 * torch.log10(power + 1e-9)
         low.imshow(
             decibels.numpy(), origin="lower", aspect="auto", cmap="magma", vmin=float(decibels.max()) - 70,
             vmax=float(decibels.max()), interpolation="nearest",
         )  # fmt: skip
+        low.set_xlim(-0.5, decibels.shape[1] / share - 0.5)
 
 
 def loop(x: Tensor, fade: int) -> Tensor:

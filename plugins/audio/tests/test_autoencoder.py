@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from suffuse.errors import CheckpointError, ConfigError
+from suffuse.testing import command
 from suffuse_audio.codec import Latent
 from suffuse_audio.data import Rendered
 from suffuse_audio.loss import MultiResolutionSTFT
@@ -79,10 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(path: Path, task: str, *words: str) -> str:
     """Run a job of the command line in `path` and return what it prints."""
     modality = ["modality=audio", "every.validate=6", "every.preview=6", "val_num=8"] if task == "train" else []
-    done = subprocess.run(
-        [sys.executable, "-m", "suffuse", task, *modality, *words], cwd=path, capture_output=True, text=True,
-        check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = command(path, task, *modality, *words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -8,7 +8,7 @@ autoencoder is frozen and no part of the model: a checkpoint holds its name and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Latent(AudioCodec, nn.Module):
 
     def __init__(
         self, ckpt: str | None = None, path: str | None = None, download: bool = False, batch: int = 16,
-        about: Mapping[str, Any] | None = None, seconds: float | None = None,
+        about: Mapping[str, Any] | None = None, seconds: float | Sequence[float] | None = None,
     ) -> None:  # fmt: skip
         nn.Module.__init__(self)
         AudioCodec.__init__(self, about, seconds)
@@ -77,21 +77,19 @@ class Latent(AudioCodec, nn.Module):
         self.register_buffer("scale", torch.tensor(scale or [1.0] * self.coder.size), persistent=False)
         self.requires_grad_(False).eval()
 
-    def measure(self, x: Tensor) -> Mapping[str, Any]:
+    def statistics(self, x: Tensor) -> Mapping[str, Any]:
         """Return mean and deviation of every latent channel, and a hash of the weights of one of ours."""
         return moments(self.coder.encode(x.float())) | self.coder.known()
 
-    def encode(self, x: Tensor) -> Tensor:
+    def analyse(self, x: Tensor) -> Tensor:
         """Return standardised latents (B, D, N / r)."""
         z = self.coder.encode(x.float())
         return (z - self.mean.to(z)[:, None]) / self.scale.to(z)[:, None]
 
-    def decode(self, state: Any) -> Tensor:
+    def synthesise(self, state: Tensor) -> Tensor:
         """Return samples (B, C, N)."""
-        if not isinstance(state, Tensor):
-            raise TypeError(f"Latent decodes one tensor, not {type(state).__name__}")
         z = state.float() * self.scale.to(state.device)[:, None] + self.mean.to(state.device)[:, None]
-        return self.cut(self.coder.decode(z)[..., : state.shape[-1] * self.frame])
+        return self.coder.decode(z)[..., : state.shape[-1] * self.frame]
 
 
 class _Trained(nn.Module):

@@ -55,26 +55,29 @@ class Magnitude(AudioCodec):
         self._window = torch.hann_window(size)
         self._mean, self._scale = float(self.stats.get("mean", -2.0)), float(self.stats.get("scale", 1.0))
 
-    def measure(self, x: Tensor) -> Mapping[str, Any]:
+    @property
+    def least(self) -> int:
+        """A window, beyond whose half the ends are mirrored."""
+        return self.size
+
+    def statistics(self, x: Tensor) -> Mapping[str, Any]:
         """Return mean and deviation of the logarithm."""
         log = self._log(x).double()
         return {"mean": round(log.mean().item(), 6), "scale": round(max(log.std().item(), 1e-6), 6)}
 
-    def encode(self, x: Tensor) -> Tensor:
+    def analyse(self, x: Tensor) -> Tensor:
         """Return the standardised spectrogram (B, C size / 2, N / hop)."""
         return ((self._log(x) - self._mean) / self._scale).flatten(1, 2)
 
-    def decode(self, state: Any) -> Tensor:
+    def synthesise(self, state: Tensor) -> Tensor:
         """Return samples (B, C, N) that have about these magnitudes."""
-        if not isinstance(state, Tensor):
-            raise TypeError(f"Magnitude decodes one tensor, not {type(state).__name__}")
         log = (state.float() * self._scale + self._mean).unflatten(1, (self.channels, -1))
         m = 10 ** log.clamp(max=1.0)
         # The floor stands for silence: what is within a decibel of it is.
         m = torch.where(log < (self.floor + 1) / 20, torch.zeros_like(m), m) * (self._window.sum().item() / 2)
         spectrum = torch.cat([m, torch.zeros_like(m[:, :, :1])], 2)
         samples = state.shape[-1] * self.hop
-        return self.cut(griffin_lim(spectrum, self.size, self.hop, self.iterations, samples))
+        return griffin_lim(spectrum, self.size, self.hop, self.iterations, samples)
 
     def _log(self, x: Tensor) -> Tensor:
         window = self._window.to(x.device)

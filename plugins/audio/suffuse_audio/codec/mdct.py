@@ -69,24 +69,22 @@ class Mdct(AudioCodec):
         y = (early + late.roll(1, -2)).flatten(-2)
         return y.roll(-half, -1)
 
-    def measure(self, x: Tensor) -> Mapping[str, Any]:
+    def statistics(self, x: Tensor) -> Mapping[str, Any]:
         """Return the standard deviation of every bin."""
         spread = self.transform(x.float()).double().square().mean((0, 1, 3)).sqrt()
         spread = spread.clamp(min=float(spread.mean()) * self.floor).clamp(min=1e-6)
         return {"scale": [round(value, 7) for value in spread.tolist()]}
 
-    def encode(self, x: Tensor) -> Tensor:
+    def analyse(self, x: Tensor) -> Tensor:
         """Return scaled coefficients (B, C M, N / M)."""
         c = self.transform(x.float()) / self._scale.to(x.device)[:, None]
         if self.power != 1:
             c = c.sign() * c.abs() ** self.power
         return c.flatten(1, 2)
 
-    def decode(self, state: Any) -> Tensor:
+    def synthesise(self, state: Tensor) -> Tensor:
         """Return samples (B, C, N)."""
-        if not isinstance(state, Tensor):
-            raise TypeError(f"Mdct decodes one tensor, not {type(state).__name__}")
         c = state.float().unflatten(1, (self.channels, self.size))
         if self.power != 1:
             c = c.sign() * c.abs() ** (1 / self.power)
-        return self.cut(self.inverse(c * self._scale.to(c.device)[:, None]))
+        return self.inverse(c * self._scale.to(c.device)[:, None])

@@ -62,28 +62,31 @@ class Mel(AudioCodec):
         found: Tensor = dsp.mel(self.rate, self.size, self.hop, self.bins, 1.0).to(x.device)(x.float())
         return found[..., : x.shape[-1] // self.hop]
 
-    def measure(self, x: Tensor) -> Mapping[str, Any]:
+    @property
+    def least(self) -> int:
+        """A window, beyond whose half the ends are mirrored."""
+        return self.size
+
+    def statistics(self, x: Tensor) -> Mapping[str, Any]:
         """Return mean and deviation of the logarithm."""
         log = self._log(x).double()
         return {"mean": round(log.mean().item(), 6), "scale": round(max(log.std().item(), 1e-6), 6)}
 
-    def encode(self, x: Tensor) -> Tensor:
+    def analyse(self, x: Tensor) -> Tensor:
         """Return the standardised log-mel spectrogram (B, C, bins, N / hop)."""
         return (self._log(x) - self._mean) / self._scale
 
-    def decode(self, state: Any) -> Tensor:
+    def synthesise(self, state: Tensor) -> Tensor:
         """Return samples (B, C, N) that have about this spectrogram."""
-        if not isinstance(state, Tensor):
-            raise TypeError(f"Mel decodes one tensor, not {type(state).__name__}")
         log = state.float() * self._scale + self._mean
         amplitudes = 10 ** log.clamp(max=4.0)
         # The floor stands for silence.
         amplitudes = torch.where(log <= self.floor / 20 + 1e-3, torch.zeros_like(amplitudes), amplitudes)
         samples = state.shape[-1] * self.hop
         if self.vocoder is not None:
-            return self.cut(self.vocoder(amplitudes)[..., :samples])
+            return self.vocoder(amplitudes)[..., :samples]
         spectrum = inverse_mel(amplitudes, self.rate, self.size)
-        return self.cut(griffin_lim(spectrum, self.size, self.hop, self.iterations, samples))
+        return griffin_lim(spectrum, self.size, self.hop, self.iterations, samples)
 
     def _log(self, x: Tensor) -> Tensor:
         return self.amplitudes(x).clamp(min=10 ** (self.floor / 20)).log10()

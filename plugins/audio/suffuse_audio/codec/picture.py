@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from suffuse.errors import ConfigError, DataError
+from suffuse.state import State
 from torch import Tensor
 
 from suffuse_audio import dsp
@@ -66,36 +67,45 @@ class Picture(AudioCodec):
         self.frame, self.overlap = hop, (size - hop) // 2
         self._most = float(self.stats.get("most", 1.0))
 
-    def measure(self, x: Tensor) -> Mapping[str, Any]:
+    @property
+    def least(self) -> int:
+        """A window, beyond whose half the ends are mirrored."""
+        return self.size
+
+    def statistics(self, x: Tensor) -> Mapping[str, Any]:
         """Return the amplitude that is white's opposite: one for the whole set, so that loudness is kept."""
         return {"most": round(max(self._amplitudes(x).max().item(), 1e-6), 6)}
 
-    def encode(self, x: Tensor) -> Tensor:
+    def analyse(self, x: Tensor) -> Tensor:
         """Return pictures in [-1, 1], (B, C, bins, N / hop); row 0 is the highest frequency, -1 the loudest."""
         level = 1 - (self._amplitudes(x) / self._most).clamp(0, 1) ** self.power
         if self.levels:
             level = (level * (self.levels - 1)).round() / (self.levels - 1)
         return 2 * level.flip(-2) - 1
 
-    def decode(self, state: Any) -> Tensor:
+    def synthesise(self, state: Tensor) -> Tensor:
         """Return samples (B, C, N) that have about this picture."""
-        if not isinstance(state, Tensor):
-            raise TypeError(f"Picture decodes one tensor, not {type(state).__name__}")
         level = ((state.float() + 1) / 2).clamp(0, 1).flip(-2)
         amplitudes = (1 - level) ** (1 / self.power) * self._most
         spectrum = inverse_mel(amplitudes, self.rate, self.size)
-        return self.cut(griffin_lim(spectrum, self.size, self.hop, self.iterations, state.shape[-1] * self.hop))
+        return griffin_lim(spectrum, self.size, self.hop, self.iterations, state.shape[-1] * self.hop)
 
-    def open(self, init: str, mask: str | None) -> tuple[Tensor, Tensor | None]:
+    def open(self, init: str, mask: str | None) -> tuple[State, State | None]:
         """Return the state of a sound file, or of a spectrogram image, and where it is kept; see `AudioCodec.open`."""
         path = Path(init).expanduser()
         if path.suffix.lower() != ".png" or not path.is_file():
             return super().open(init, mask)
-        length = self.samples if self.seconds is None else round(self.seconds * self.rate)
+        found = self.read(path)[None, : self.channels].expand(1, self.channels, -1, -1)
+        length = self._length_of(found.shape[-1] * self.hop, init)
         columns = self.whole(length) // self.hop
-        state = self.read(path)[None, : self.channels, :, :columns].expand(1, self.channels, -1, -1)
-        state = torch.nn.functional.pad(state, (0, columns - state.shape[-1]), value=1.0)  # white is silence
-        return state, None if mask is None else self.kept(mask, state)
+        found = found[..., :columns]
+        found = torch.nn.functional.pad(found, (0, columns - found.shape[-1]), value=1.0)  # white is silence
+        if not self.lengths:
+            return found, None if mask is None else self.kept(mask, found)
+        lengths = torch.tensor([length])
+        there = torch.arange(columns) < self._columns(lengths)[:, None]
+        state = {"x": (found * there[:, None, None]).movedim(-1, 2), "mask": there, "length": lengths}
+        return state, None if mask is None else self._kept_fields(mask, state)
 
     def write(self, state: Tensor, path: Path) -> Path:
         """Write the picture of one sound (C, bins, frames) with its EXIF; return the path."""

@@ -46,18 +46,16 @@ class Stft(AudioCodec):
         self._window = torch.hann_window(size, dtype=torch.float64).sqrt().float()
         self._scale = float(self.stats.get("scale", 1.0))
 
-    def measure(self, x: Tensor) -> Mapping[str, Any]:
+    def statistics(self, x: Tensor) -> Mapping[str, Any]:
         """Return the deviation of the compressed spectrogram."""
         return {"scale": round(max(self._compressed(x.float()).double().std().item(), 1e-6), 7)}
 
-    def encode(self, x: Tensor) -> Tensor:
+    def analyse(self, x: Tensor) -> Tensor:
         """Return the compressed spectrogram (B, 2 C, N / 2, frames)."""
         return self._compressed(x.float()) / self._scale
 
-    def decode(self, state: Any) -> Tensor:
+    def synthesise(self, state: Tensor) -> Tensor:
         """Return samples (B, C, N)."""
-        if not isinstance(state, Tensor):
-            raise TypeError(f"Stft decodes one tensor, not {type(state).__name__}")
         c = (state.float() * self._scale).unflatten(1, (self.channels, 2))
         size = torch.linalg.vector_norm(c, dim=2, keepdim=True)
         # The packed place is two real numbers, each with a magnitude of its own.
@@ -68,7 +66,7 @@ class Stft(AudioCodec):
         zero, half = (torch.complex(part, torch.zeros_like(part))[:, :, None] for part in ends.unbind(2))
         spectrum = torch.cat([zero, spectrum[:, :, 1:], half], 2)
         parts = torch.fft.irfft(spectrum, n=self.size, dim=2) * self._window.to(c)[:, None]
-        return self.cut(self._added(parts))
+        return self._added(parts)
 
     def _compressed(self, x: Tensor) -> Tensor:
         before = self.overlap

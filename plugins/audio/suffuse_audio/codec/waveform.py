@@ -31,20 +31,18 @@ class Waveform(AudioCodec):
         self.patch = self.frame = patch
         self._scale = float(self.stats.get("scale", 1.0))
 
-    def measure(self, x: Tensor) -> Mapping[str, Any]:
+    def statistics(self, x: Tensor) -> Mapping[str, Any]:
         """Return the standard deviation of the samples."""
         return {"scale": round(max(x.double().std().item(), 1e-6), 7)}
 
-    def encode(self, x: Tensor) -> Tensor:
+    def analyse(self, x: Tensor) -> Tensor:
         """Return scaled samples (B, C · patch, N / patch)."""
         return (x.float() / self._scale).unflatten(-1, (-1, self.patch)).transpose(-1, -2).flatten(1, 2)
 
-    def decode(self, state: Any) -> Tensor:
+    def synthesise(self, state: Tensor) -> Tensor:
         """Return samples (B, C, N)."""
-        if not isinstance(state, Tensor):
-            raise TypeError(f"Waveform decodes one tensor, not {type(state).__name__}")
         x = state.float().unflatten(1, (self.channels, self.patch)).transpose(-1, -2).flatten(-2)
-        return self.cut(x * self._scale)
+        return x * self._scale
 
     def whole(self, samples: int) -> int:
         """Return a length that the usual factors of a network divide."""

@@ -94,6 +94,10 @@ class Decoder:
         Raises:
             SoundError: When it cannot be used.
         """
+        return self.fitted(self.part(source, place))
+
+    def part(self, source: Path | bytes, place: float) -> Tensor:
+        """Return what `stretch` does without the silence behind: (channels, n), n at most `samples`."""
         head = info(source)
         # A little more on either side, which resampling needs, is cut away again.
         need = math.ceil(self.samples * head.rate / self.rate)
@@ -103,12 +107,16 @@ class Decoder:
         x, rate = load(source, first, start - first + need + margin)
         y = resample(mixed(x, self.channels), rate, self.rate)
         skip = round((start - first) * self.rate / rate)
-        return self.fitted(self._levelled(y[:, skip : skip + self.samples]))
+        return self._levelled(y[:, skip : skip + self.samples])
+
+    def cropped(self, x: Tensor, place: float = 0.0) -> Tensor:
+        """Return a stretch of samples (channels, n), at most `samples` of them."""
+        start = round(place * max(0, x.shape[1] - self.samples))
+        return x[:, start : start + self.samples]
 
     def fitted(self, x: Tensor, place: float = 0.0) -> Tensor:
         """Return (channels, samples) of samples (channels, n): a stretch of them, or silence behind."""
-        start = round(place * max(0, x.shape[1] - self.samples))
-        x = x[:, start : start + self.samples]
+        x = self.cropped(x, place)
         return torch.nn.functional.pad(x, (0, self.samples - x.shape[1]))
 
     def _levelled(self, x: Tensor) -> Tensor:

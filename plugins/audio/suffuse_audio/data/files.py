@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 from suffuse_audio.data.augment import Augment
 from suffuse_audio.data.decode import Decoder, chance
 from suffuse_audio.files import Info, SoundError
+from suffuse_audio.ragged import item
 
 __all__ = ["FileSet", "Reader", "Sound"]
 
@@ -62,6 +63,7 @@ class Reader:
         timing: Give each item ``seconds_start`` and ``seconds_total``.
         key: The config key that names the sounds, for messages.
         augment: What training sounds are varied by.
+        mask: Sounds keep their own lengths, up to the decoder's, see `suffuse_audio.ragged`; else silence follows.
 
     Raises:
         ConfigError: When `max_bad` is not in [0, 1).
@@ -73,6 +75,7 @@ class Reader:
     timing: bool = False
     key: str = "data.path"
     augment: Augment | None = None
+    mask: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad < 1:
@@ -177,6 +180,7 @@ class FileSet(Dataset[dict[str, Any]]):
         x, index = self._fetch(index, place)
         if self.augment is not None and epoch is not None:
             x = self.augment(x, self.reader.decoder.rate, self.seed, epoch, index)
+        whole = item(x, self.reader.decoder.samples) if self.reader.mask else x
         sound = self.sounds[index]
         cond: dict[str, Any] = {"label": sound.label} if self.labels else {}
         if self.texts:
@@ -185,17 +189,27 @@ class FileSet(Dataset[dict[str, Any]]):
             length = self.reader.decoder.samples / self.reader.decoder.rate
             cond["seconds_start"] = place * max(0.0, self.seconds[index] - length)
             cond["seconds_total"] = self.seconds[index]
-        return {"x": x, "cond": cond, "index": index}
+        return {"x": whole, "cond": cond, "index": index}
+
+    def lengths(self) -> list[int]:
+        """Return how many samples the items have; nothing where all have the same."""
+        if not self.reader.mask:
+            return []
+        decoder = self.reader.decoder
+        own = [x.shape[1] for x in self.kept] or [max(1, round(s * decoder.rate)) for s in self.seconds]
+        return [min(n, decoder.samples) for n in own]
 
     def _fetch(self, index: int, place: float) -> tuple[Tensor, int]:
         """Return the clip of an item, and the index of the item it belongs to."""
-        decoder = self.reader.decoder
+        decoder, mask = self.reader.decoder, self.reader.mask
         if self.kept:
-            return decoder.fitted(self.kept[index].float() / 32767, place), index
+            whole = self.kept[index].float() / 32767
+            return decoder.cropped(whole, place) if mask else decoder.fitted(whole, place), index
         for _ in range(len(self)):
             if index not in self.bad:
                 try:
-                    return decoder.stretch(self.sounds[index].source, place), index
+                    read = decoder.part if mask else decoder.stretch
+                    return read(self.sounds[index].source, place), index
                 except SoundError as error:
                     self.bad[index] = error
                     self.reader.judge(self.bad, self.sounds)

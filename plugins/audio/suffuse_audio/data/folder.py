@@ -7,7 +7,7 @@ text file of the same name beside a sound is its caption.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from suffuse_audio.data.decode import Decoder
 from suffuse_audio.data.files import FileSet, Reader, Sound
 from suffuse_audio.data.pattern import Pattern, chosen
 from suffuse_audio.files import suffixes
+from suffuse_audio.ragged import quantiles
 
 __all__ = ["Folder", "facts"]
 
@@ -40,6 +41,7 @@ class Folder(Data):
         val_fraction: Fraction held out when nothing else says it.
         crop: Take another stretch of a long file in each epoch.
         timing: Condition on ``seconds_start`` and ``seconds_total``, as Stable Audio does.
+        mask: Shorter sounds end where they end, see `suffuse_audio.ragged`, instead of being followed by silence.
         augment: Variations of the training sounds, see `suffuse_audio.data.augment.Augment`: ``{gain: 6, shift: 0.1}``.
         cache: Keep decoded sounds in memory, up to 2 GiB.
         max_bad: Fraction of the files that may be damaged.
@@ -54,7 +56,8 @@ class Folder(Data):
         self, path: str | None = None, rate: int = 16_000, seconds: float = 2.048, channels: int = 1,
         normalise: str = "peak", lufs: float = -18.0, label: str | None = None,
         held_out: Mapping[str, Any] | None = None, val_fraction: float = 0.1, crop: bool = True, timing: bool = False,
-        augment: Mapping[str, Any] | None = None, cache: bool = True, max_bad: float = 0.01, **options: Any,
+        mask: bool = False, augment: Mapping[str, Any] | None = None, cache: bool = True, max_bad: float = 0.01,
+        **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(**options)
         if not path:
@@ -70,7 +73,7 @@ class Folder(Data):
                 raise ConfigError(f"data.held_out.{name}: no such field{suggest(name, self.pattern.fields)}")
         self.reader = Reader(
             Decoder(rate, seconds, channels, normalise, lufs=lufs), cache, max_bad, timing,
-            augment=Augment.of(augment),
+            augment=Augment.of(augment), mask=mask,
         )  # fmt: skip
 
     def setup(self) -> None:
@@ -80,7 +83,7 @@ class Folder(Data):
         train, val = self._parted()
         labels = class_names(train + val)
         self.train, self.val = self._read(train, labels, True), self._read(val, labels, False)
-        about = facts(self.reader.decoder, sorted({r.text for r in train + val if r.text}))
+        about = facts(self.reader.decoder, sorted({r.text for r in train + val if r.text}), self.train.lengths())
         self.spec = Spec(labels=labels, scalars=("seconds_start", "seconds_total") * self.reader.timing, about=about)
 
     def _parted(self) -> tuple[list[Record], list[Record]]:
@@ -126,10 +129,12 @@ class Folder(Data):
         return " ".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in paths)
 
 
-def facts(decoder: Decoder, texts: list[str]) -> dict[str, Any]:
-    """Return what codec, conditioner and preview must know of a data set."""
+def facts(decoder: Decoder, texts: list[str], lengths: Sequence[int] = ()) -> dict[str, Any]:
+    """Return what codec, conditioner and preview must know of a data set; `lengths` in samples where they differ."""
     about: dict[str, Any] = {"rate": decoder.rate, "channels": decoder.channels, "samples": decoder.samples}
     if texts:
         step = max(1, len(texts) // 32)
         about |= {"text": True, "prompts": texts[::step][:32]}
+    if lengths:
+        about["lengths"] = quantiles(lengths)
     return about

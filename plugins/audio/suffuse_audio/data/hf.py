@@ -32,7 +32,8 @@ class HuggingFace(Data):
         audio: Column of the sounds; by default the first with the feature Audio.
         label: Column of the classes; by default the first with the feature ClassLabel.
         text: Column of the captions; by default the first of text, caption, sentence, transcription.
-        rate: See `Folder`, as for `seconds`, `channels`, `normalise`, `lufs`, `val_fraction`, `cache`, `max_bad`.
+        rate: See `Folder`, as for `seconds`, `channels`, `normalise`, `lufs`, `val_fraction`, `mask`, `cache` and
+            `max_bad`.
         options: Arguments of `suffuse.data.Data`.
 
     Raises:
@@ -44,7 +45,7 @@ class HuggingFace(Data):
         self, path: str | None = None, subset: str | None = None, split: str = "train", val_split: str | None = None,
         audio: str | None = None, label: str | None = None, text: str | None = None, rate: int = 16_000,
         seconds: float = 2.048, channels: int = 1, normalise: str = "peak", lufs: float = -18.0,
-        val_fraction: float = 0.1, cache: bool = True, max_bad: float = 0.01, **options: Any,
+        val_fraction: float = 0.1, mask: bool = False, cache: bool = True, max_bad: float = 0.01, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(**options)
         if not path:
@@ -52,7 +53,7 @@ class HuggingFace(Data):
         self.path, self.subset, self.split, self.val_split = path, subset, split, val_split
         self.columns = {"audio": audio, "label": label, "text": text}
         self.val_fraction = val_fraction
-        self.reader = Reader(Decoder(rate, seconds, channels, normalise, lufs=lufs), cache, max_bad)
+        self.reader = Reader(Decoder(rate, seconds, channels, normalise, lufs=lufs), cache, max_bad, mask=mask)
 
     def setup(self) -> None:
         """Load the table and decode what is kept in memory."""
@@ -66,7 +67,7 @@ class HuggingFace(Data):
         self.train = self._read(train, found, bool(names), True)
         self.val = self._read(val, found, bool(names), False)
         texts = sorted({s.text for s in (*self.train.sounds, *self.val.sounds) if s.text})
-        self.spec = Spec(labels=tuple(names or ()), about=facts(self.reader.decoder, texts))
+        self.spec = Spec(labels=tuple(names or ()), about=facts(self.reader.decoder, texts, self.train.lengths()))
 
     def _read(self, part: Part, columns: dict[str, str | None], labels: bool, crop: bool) -> FileSet:
         from datasets import Audio  # type: ignore[import-not-found, import-untyped]

@@ -12,12 +12,17 @@ from suffuse.errors import ConfigError
 
 from suffuse_audio.data.clips import Clips
 from suffuse_audio.grammar import KINDS, Sound, held_out, sounds
+from suffuse_audio.ragged import quantiles
 from suffuse_audio.synth import render
 
 __all__ = ["RATE", "SAMPLES", "Rendered"]
 
 RATE, SAMPLES = 8000, 8192
 """Samples per second and per sound: 1.024 s."""
+
+
+SHORTEST = 0.6
+"""Of the longest sound; every tempo then beats often enough to be told."""
 
 
 class Rendered(Data):
@@ -29,6 +34,8 @@ class Rendered(Data):
     Arguments:
         count: Training sounds.
         kinds: Kinds of sounds that are rendered; by default all.
+        samples: Length of the sounds, with `mask` of the longest.
+        mask: Sounds have lengths of their own, from `SHORTEST` of `samples` on, see `suffuse_audio.ragged`.
         options: Arguments of `suffuse.data.Data`.
 
     Raises:
@@ -36,10 +43,11 @@ class Rendered(Data):
     """
 
     def __init__(
-        self, count: int = 12_000, kinds: list[str] | None = None, samples: int = SAMPLES, **options: Any
-    ) -> None:
+        self, count: int = 12_000, kinds: list[str] | None = None, samples: int = SAMPLES, mask: bool = False,
+        **options: Any,
+    ) -> None:  # fmt: skip
         super().__init__(**options)
-        self.samples = samples
+        self.samples, self.mask = samples, mask
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ConfigError(f"data.count={count} must be a whole number of at least 1")
         self.count, self.kinds = count, tuple(kinds or KINDS)
@@ -59,6 +67,8 @@ class Rendered(Data):
         about = {
             "rate": RATE, "channels": 1, "samples": self.samples, "text": True, "prompts": _prompts(seen, unseen),
         }  # fmt: skip
+        if self.train.lengths is not None:
+            about["lengths"] = quantiles(self.train.lengths.tolist())
         self.spec = Spec(about=about)
 
     def describe(self) -> str:
@@ -69,16 +79,22 @@ class Rendered(Data):
 
     def _rendered(self, found: list[Sound], count: int, first: int) -> Clips:
         chosen = [_drawn(found, first + i) for i in range(count)]
-        samples = torch.empty(count, 1, self.samples, dtype=torch.int16)
+        samples = torch.zeros(count, 1, self.samples, dtype=torch.int16)
+        lengths = [_length(first + i, self.samples) if self.mask else self.samples for i in range(count)]
 
         def fill(i: int) -> None:
-            samples[i, 0] = torch.from_numpy(
-                np.round(render(chosen[i], first + i, RATE, self.samples) * 32767).astype(np.int16)
-            )
+            wave = render(chosen[i], first + i, RATE, lengths[i])
+            samples[i, 0, : lengths[i]] = torch.from_numpy(np.round(wave * 32767).astype(np.int16))
 
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(fill, range(count)))
-        return Clips(samples, captions=[sound.caption for sound in chosen])
+        own = torch.tensor(lengths) if self.mask else None
+        return Clips(samples, captions=[sound.caption for sound in chosen], lengths=own)
+
+
+def _length(seed: int, samples: int) -> int:
+    """Return the length of an item."""
+    return round(samples * float(np.random.default_rng([seed, 11]).uniform(SHORTEST, 1)))
 
 
 def _drawn(found: list[Sound], seed: int) -> Sound:
@@ -114,4 +130,5 @@ def _joined(a: Clips, b: Clips) -> Clips:
     """Return two sets in turns, so that any even share of the whole has both."""
     order = torch.arange(2 * len(a)).view(2, -1).T.flatten()
     captions = [*a.captions, *b.captions]
-    return Clips(torch.cat([a.samples, b.samples])[order], captions=[captions[i] for i in order])
+    lengths = None if a.lengths is None or b.lengths is None else torch.cat([a.lengths, b.lengths])[order]
+    return Clips(torch.cat([a.samples, b.samples])[order], captions=[captions[i] for i in order], lengths=lengths)

@@ -40,7 +40,8 @@ class TorchAudio(Data):
         name: ``SPEECHCOMMANDS``, ``GTZAN``, ``YESNO``, ``LIBRISPEECH`` or ``LJSPEECH``.
         root: Folder that torchaudio would use.
         download: Fetch what is missing.
-        rate: See `Folder`, as for `seconds`, `channels`, `normalise`, `lufs`, `val_fraction`, `cache`, `max_bad`.
+        rate: See `Folder`, as for `seconds`, `channels`, `normalise`, `lufs`, `val_fraction`, `mask`, `cache` and
+            `max_bad`.
         options: Arguments of `suffuse.data.Data`.
 
     Raises:
@@ -51,13 +52,14 @@ class TorchAudio(Data):
     def __init__(
         self, name: str = "SPEECHCOMMANDS", root: str = "data", download: bool = False, rate: int = 16_000,
         seconds: float = 1.024, channels: int = 1, normalise: str = "peak", lufs: float = -18.0,
-        val_fraction: float = 0.1, cache: bool = True, max_bad: float = 0.01, **options: Any,
+        val_fraction: float = 0.1, mask: bool = False, cache: bool = True, max_bad: float = 0.01, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(**options)
         if name not in SETS:
             raise ConfigError(f"data.name={name}: no such data set{suggest(name, SETS, listing='data sets')}")
         self.name, self.root, self.download, self.val_fraction = name, Path(root), download, val_fraction
-        self.reader = Reader(Decoder(rate, seconds, channels, normalise, lufs=lufs), cache, max_bad, key="data.root")
+        decoder = Decoder(rate, seconds, channels, normalise, lufs=lufs)
+        self.reader = Reader(decoder, cache, max_bad, key="data.root", mask=mask)
 
     def setup(self) -> None:
         """Read the metadata and decode what is kept in memory."""
@@ -74,7 +76,7 @@ class TorchAudio(Data):
         labels = class_names([r for r, _ in train + val])
         self.train, self.val = self._read(train, labels, True), self._read(val, labels, False)
         texts = sorted({r.text for r, _ in train + val if r.text})
-        self.spec = Spec(labels=labels, about=facts(self.reader.decoder, texts))
+        self.spec = Spec(labels=labels, about=facts(self.reader.decoder, texts, self.train.lengths()))
 
     def _records(
         self, how: dict[str, Any], read: Callable[[Meta], tuple[str | None, str]]

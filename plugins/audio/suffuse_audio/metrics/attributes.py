@@ -17,6 +17,7 @@ from torch import Tensor
 
 from suffuse_audio.grammar import Sound, by_caption, held_out
 from suffuse_audio.listen import Heard, listen
+from suffuse_audio.ragged import alone, each
 
 __all__ = ["Attributes"]
 
@@ -39,11 +40,11 @@ class Attributes:
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def __call__(self, samples: Tensor, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
+    def __call__(self, samples: Any, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
         """Return the figures.
 
         Arguments:
-            samples: Sounds (K, C, N).
+            samples: Sounds (K, C, N), or of lengths of their own, see `suffuse_audio.ragged`.
             cond: Conditions of the samples, with ``text``.
             data: The data of the run.
 
@@ -51,7 +52,7 @@ class Attributes:
             DataError: When no caption is one of the grammar's.
         """
         rate = int(data.spec.about.get("rate", 8000))
-        found = _asked(samples, captions_of(cond["text"])) if "text" in cond else []
+        found = _asked(each(samples), captions_of(cond["text"])) if "text" in cond else []
         if not found:
             raise DataError("metrics: no caption is one of the embedded set's; use metrics=audio/features")
         heard = [listen(y, sound, rate) for sound, y in found]
@@ -70,7 +71,8 @@ class Attributes:
         figures["clean"] = float(np.mean([h.clean for h in heard]))
         val: Any = data.val
         real = [val[i * len(val) // min(len(val), 300)] for i in range(min(len(val), 300))]
-        pairs = _asked([item["x"] for item in real], [captions_of(item["cond"]["text"][None])[0] for item in real])
+        texts = [captions_of(item["cond"]["text"][None])[0] for item in real]
+        pairs = _asked([alone(item["x"]) for item in real], texts)
         of_real = [listen(y, sound, rate) for sound, y in pairs]
         figures["right_real"] = float(np.mean([h.values == s.values for (s, _), h in zip(pairs, of_real, strict=True)]))
         figures["clean_real"] = float(np.mean([h.clean for h in of_real]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from suffuse.data import Data
 from suffuse.text import captions_of
@@ -11,6 +12,7 @@ from torch import Tensor
 from suffuse_audio.grammar import by_caption
 from suffuse_audio.metrics.attributes import Attributes
 from suffuse_audio.metrics.features import Features
+from suffuse_audio.ragged import each
 
 __all__ = ["Auto"]
 
@@ -26,11 +28,11 @@ class Auto:
     def __init__(self, train_steps: int = 600, seed: int = 0) -> None:
         self.attributes, self.features = Attributes(seed), Features(train_steps, seed)
 
-    def __call__(self, samples: Tensor, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
+    def __call__(self, samples: Any, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
         """Return the figures of samples (K, C, N) drawn for the conditions `cond`."""
         figures: dict[str, float] = {}
         if "text" in cond and any(caption in by_caption() for caption in captions_of(cond["text"])):
             figures |= self.attributes(samples, cond, data)
-        if len(data.spec.labels) > 1 and len(samples) > 1:
+        if len(data.spec.labels) > 1 and len(each(samples)) > 1:
             figures |= self.features(samples, cond, data)
         return figures

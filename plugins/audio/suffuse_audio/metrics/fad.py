@@ -13,7 +13,7 @@ files with weights that they download by name, are untyped, and bring laion-clap
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from suffuse.frechet import frechet
 from torch import Tensor
 
 from suffuse_audio import dsp
+from suffuse_audio.ragged import alone, each
 
 __all__ = ["Clap", "Fad"]
 
@@ -53,19 +54,19 @@ class Clap:
         self.rate = int(self.extractor.sampling_rate)
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, rate: int) -> Tensor:
-        """Return features (K, D) of sounds (K, C, N), mixed to mono; of long ones the first ten seconds count."""
-        self.model.to(x.device)
-        found = [self._features(dsp.resample(part.float().mean(1), rate, self.rate)) for part in x.split(self.batch)]
-        return torch.cat(found).cpu()
+    def __call__(self, x: Tensor | Sequence[Tensor], rate: int) -> Tensor:
+        """Return features (K, D) of sounds (C, N), mixed to mono; of long ones the first ten seconds count."""
+        mono = [dsp.resample(row.float().mean(0), rate, self.rate) for row in x]
+        self.model.to(mono[0].device)
+        return torch.cat([self._features(mono[i : i + self.batch]) for i in range(0, len(mono), self.batch)]).cpu()
 
-    def _features(self, mono: Tensor) -> Tensor:
+    def _features(self, mono: Sequence[Tensor]) -> Tensor:
         # Whatever is longer would be cropped at random, or fused from random crops.
-        rows = list(mono[:, : self.extractor.nb_max_samples].cpu().numpy())
+        rows = [row[: self.extractor.nb_max_samples].cpu().numpy() for row in mono]
         read = self.extractor(rows, sampling_rate=self.rate, return_tensors="pt")
-        longer = torch.zeros(len(rows), 1, dtype=torch.bool, device=mono.device)
+        longer = torch.zeros(len(rows), 1, dtype=torch.bool, device=mono[0].device)
         out = self.model.get_audio_features(
-            input_features=read["input_features"].to(mono.device, torch.float32), is_longer=longer
+            input_features=read["input_features"].to(mono[0].device, torch.float32), is_longer=longer
         )
         features: Tensor = out if isinstance(out, Tensor) else out.pooler_output
         return features.float()
@@ -93,13 +94,14 @@ class Fad:
             raise ConfigError(f"metrics.reference={reference} must be a whole number of at least 2")
         self.clap, self.reference = Clap(path, download, batch), reference
 
-    def __call__(self, samples: Tensor, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
-        """Return the figures of samples (K, C, N).
+    def __call__(self, samples: Any, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
+        """Return the figures of samples (K, C, N), or of lengths of their own, see `suffuse_audio.ragged`.
 
         Raises:
             DataError: With fewer than two samples or held-out sounds.
         """
         val: Any = data.val
+        samples = [x.nan_to_num() for x in each(samples)]
         count = min(len(samples), len(val))
         if count < 2:
             raise DataError(f"metrics: {count} sounds are too few for a distance; raise metrics_num or hold out more")
@@ -107,15 +109,14 @@ class Fad:
         of_train = self._real(data.train, self.reference, rate)
         _log.info("metrics: Fréchet distances of %d sounds to %d training sounds", count, len(of_train))
         return {
-            "fad": frechet(self.clap(samples[:count].nan_to_num(), rate), of_train),
+            "fad": frechet(self.clap(samples[:count], rate), of_train),
             "fad_real": frechet(self._real(val, count, rate), of_train),
             "fad_num": float(count),
         }
 
     def _real(self, split: Any, count: int, rate: int) -> Tensor:
-        chosen = spaced(len(split), count)
-        size = self.clap.batch
-        parts = [torch.stack([split[k]["x"] for k in chosen[i : i + size]]) for i in range(0, len(chosen), size)]
+        chosen, size = spaced(len(split), count), self.clap.batch
+        parts = [[alone(split[k]["x"]) for k in chosen[i : i + size]] for i in range(0, len(chosen), size)]
         return torch.cat([self.clap(part, rate) for part in parts])
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from suffuse_audio import dsp
+from suffuse_audio.ragged import together
 
 __all__ = ["Features", "LogMelNet", "train"]
 
@@ -128,11 +129,12 @@ class Features:
         self.train_steps, self.seed = train_steps, seed
         self._kept: tuple[Data, LogMelNet, Tensor, Tensor, float] | None = None
 
-    def __call__(self, samples: Tensor, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
+    def __call__(self, samples: Any, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
         """Return the figures.
 
         Arguments:
-            samples: Sounds (K, C, N).
+            samples: Sounds (K, C, N), or of lengths of their own, see `suffuse_audio.ragged`: real and drawn ones are
+                then followed by silence to the longest of the data, so that lengths are compared too.
             cond: Conditions of the samples, with ``label``.
             data: The data of the run.
 
@@ -141,6 +143,7 @@ class Features:
         """
         if len(data.spec.labels) < 2:
             raise DataError("metrics=audio/features needs classes; use metrics=none")
+        samples = together(samples, int(data.spec.about.get("samples", 8192)))
         if len(samples) < 2:
             raise DataError("metrics: fewer than two samples; raise metrics_num")
         net, of_val, of_train, accuracy = self._real(data)
@@ -181,4 +184,6 @@ def _taken(split: Any, limit: int = 8000) -> tuple[Tensor, Tensor]:
     items = [item for item in items if int(item["cond"]["label"]) >= 0]
     if len(items) < 2:
         raise DataError("metrics: fewer than two items with a class")
-    return torch.stack([item["x"] for item in items]), torch.tensor([int(item["cond"]["label"]) for item in items])
+    x = torch.utils.data.default_collate([item["x"] for item in items])
+    width = x["x"].shape[-1] if isinstance(x, Mapping) else x.shape[-1]
+    return together(x, width), torch.tensor([int(item["cond"]["label"]) for item in items])
