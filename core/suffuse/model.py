@@ -69,7 +69,8 @@ class Facts:
             raise ConfigError("data: NaN or infinite values in the training items; clean the data")
         shape = map_state(lambda leaf: torch.tensor(leaf.shape[1:]), state)
         about = dict(data.spec.about)
-        if isinstance(state, Mapping) and process is not None:
+        named = isinstance(process, Mapping) and "_target_" not in process
+        if process is not None and (named or isinstance(state, Mapping)):
             fields = build_process(process, about)
             _check_names(fields, state)
             spread = map_state(_spread, state, bound(fields, state))
@@ -131,10 +132,11 @@ def build_process(cfg: Mapping[str, Any], about: Mapping[str, Any]) -> Any:
 
 def _check_names(process: Any, state: State) -> None:
     """Refuse a state whose fields are not those of the process."""
-    assert isinstance(state, Mapping)
-    wanted, found = (set(tree) if isinstance(tree, Mapping) else set() for tree in (process, state))
+    wanted, found = (sorted(tree) if isinstance(tree, Mapping) else "one tensor" for tree in (process, state))
     if wanted != found:
-        raise ConfigError(f"process: its fields {sorted(wanted)} are not those of the codec's state {sorted(found)}")
+        raise ConfigError(
+            f"process: it is of {wanted}, but the codec's states are {found}; choose a process, or data, that fits"
+        )
 
 
 def _spread(leaf: Tensor, process: Any) -> Tensor:
