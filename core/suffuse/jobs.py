@@ -236,7 +236,8 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     codec = build(trained["codec"], "codec", about=model.facts.about, **plain["ask"])
     raw, path_between = ends(model.conditioner, implied(codec, model.conditioner) | plain["condition"], plain)
     sampling = Sampling(
-        model, codec, Recipe.build(plain), plain["seed"], edit(codec, plain), path_between, Window(**plain["window"])
+        model, codec, Recipe.build(plain, model.facts), plain["seed"], edit(codec, plain), path_between,
+        Window(**plain["window"]),
     )
     preview = build(plain["preview"], "preview", about=model.facts.about)
     out = next_samples(plain["out"], path)
@@ -264,7 +265,7 @@ def tune(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     model = Model.load(saved, plain["weights"])
     if torch.cuda.is_available() and plain["trainer"]["accelerator"] in ("auto", "gpu", "cuda"):
         model = model.cuda()
-    recipe = Recipe.build(plain)
+    recipe = Recipe.build(plain, model.facts)
     if isinstance(recipe.grid, Stored):
         raise ConfigError(
             "grid=tuned is what tuning makes; give the grid whose ends are to be kept, as grid=exponential"

@@ -109,7 +109,8 @@ def fit_codec(cfg: Mapping[str, Any], data: Data, limit: int = 512) -> Any:
     """
     codec = build(cfg, "codec", about=data.spec.about)
     if getattr(codec, "measure", None) is not None:
-        batch = torch.utils.data.default_collate([item["x"] for item in data.sample(limit)])
+        few = min(limit, getattr(codec, "measured", limit))
+        batch = torch.utils.data.default_collate([item["x"] for item in data.sample(few)])
         with torch.no_grad():
             about = {**data.spec.about, "codec": codec.measure(batch)}
         data.spec = replace(data.spec, about=about)
@@ -184,12 +185,13 @@ class Recipe:
         return self.guidance.scale
 
     @classmethod
-    def build(cls, cfg: Mapping[str, Any]) -> Recipe:
-        """Build from the groups ``sampler``, ``grid`` and ``guidance`` of a config."""
+    def build(cls, cfg: Mapping[str, Any], facts: Facts | None = None) -> Recipe:
+        """Build from the groups ``sampler``, ``grid`` and ``guidance`` of a config; a grid may ask for the shape."""
         node = dict(cfg.get("guidance") or {})
         # Checkpoints of the first format hold a scale and an interval alone.
         node = node if "_target_" in node else {"_target_": "suffuse.guidance.CFG", **node}
-        return cls(build(cfg["sampler"], "sampler"), build(cfg["grid"], "grid"), build(node, "guidance"))
+        known = {} if facts is None else {"shape": facts.shape}
+        return cls(build(cfg["sampler"], "sampler"), build(cfg["grid"], "grid", **known), build(node, "guidance"))
 
 
 class Model(nn.Module):

@@ -95,7 +95,7 @@ class Diffusion(Task):
     model: Model
 
     def __init__(self, cfg: Mapping[str, Any], facts: Facts) -> None:
-        self.model, self.recipe = Model(cfg, facts), Recipe.build(cfg)
+        self.model, self.recipe = Model(cfg, facts), Recipe.build(cfg, facts)
         self._wanted = str(cfg["conditioner"].get("_target_", ""))
 
     def show(self, codec: Any, data: Data, num: int) -> tuple[Any, list[str]]:
