@@ -80,6 +80,8 @@ class Published(nn.Module):
             if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
                 raise ConfigError(f"seconds={seconds} must be a number above 0")
             self.implied = {"seconds": float(seconds)}
+        # What a run was trained on is drawn by default, not what the folder was.
+        self.own = tuple((about.get("codec") or {}).get("size") or folder.size)
         self.wanted = self._size(height, width)
 
     def _check_data(self, about: Mapping[str, Any]) -> None:
@@ -102,13 +104,16 @@ class Published(nn.Module):
                 )
         if height is None and width is None:
             return None
-        own = self.folder.size
-        factor = self.folder.factor
+        own, factor = self.own, self.folder.factor
         return (own[0] if height is None else height // factor, own[-1] if width is None else width // factor)
 
     def like(self, seeds: Tensor, raw: Mapping[str, Tensor], device: torch.device | str) -> Tensor:
         """Return an empty state of the size that is drawn, one row per seed."""
-        return torch.empty(len(seeds), self.folder.latent, *(self.wanted or self.folder.size), device=device)
+        return torch.empty(len(seeds), self.folder.latent, *(self.wanted or self.own), device=device)
+
+    def measure(self, x: Any) -> Mapping[str, Any]:
+        """Return the size of a state of the data."""
+        return {"size": [side // self.folder.factor for side in self.inner.encode(x).shape[2:]]}
 
     def encode(self, x: Any) -> Tensor:
         """Return states (B, C, ...) of data."""

@@ -43,13 +43,18 @@ class Spacing:
 
     Arguments:
         path: The folder.
-        height: Of the pictures that are drawn, where the levels depend on it; by default the model's.
+        height: Of the pictures that are drawn, where the levels depend on it; by default those of `shape`.
         width: See `height`.
+        shape: Of a state, channels first; by default the model's own.
     """
 
     path: str
     height: int | None = None
     width: int | None = None
+    shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", None if self.shape is None else tuple(self.shape))
 
     def __call__(self, schedule: Schedule, steps: int) -> Grid:
         """Return the grid of `steps` intervals."""
@@ -60,7 +65,10 @@ class Spacing:
 def _remembered(spacing: Spacing, schedule: Schedule, steps: int) -> Grid:
     folder = opened(spacing.path)
     config = folder.config("scheduler")
-    tokens = folder.tokens(spacing.height, spacing.width) if kind_of(config) == "flow" else 0
+    tokens = 0
+    if kind_of(config) == "flow" and folder.family.modality == "image":
+        sides = [side * folder.factor for side in (spacing.shape or (0, *folder.size))[1:]]
+        tokens = folder.tokens(spacing.height or sides[0], spacing.width or sides[-1])
     return grid_of(config, schedule, steps, tokens, folder.family.even)
 
 
