@@ -1,16 +1,20 @@
 """Cache: the states of all items on disk, encoded once, so that training with a costly codec reads arrays alone.
 
-A folder per data and codec, named by a hash of what decides its content: ``train`` and ``val``, each an array of states
-that is read through memory and a file of conditions. An encoding that was interrupted goes on where it stopped; a
-folder is used by a run only when it is whole.
+A folder per data and codec, named by a hash of what decides its content: ``train`` and ``val``, each of shards. A shard
+is an array of states that is read through memory and a file of conditions; it appears whole, under its own name, when
+all its items are encoded. So several processes, of one machine or of many with a common disk, each make shards of their
+own, an encoding that was interrupted goes on where it stopped, and a split is used by a run only when it is whole.
+
+Captions that differ from epoch to epoch are no part of it: which one a step sees is chosen anew (`suffuse.captions`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +23,53 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from suffuse.captions import Captions
 from suffuse.data import Data
 from suffuse.errors import ConfigError, DataError
-from suffuse.training.progress import Progress, is_first_rank, say
+from suffuse.training.progress import Progress, say
 
-__all__ = ["Cached", "Precomputed", "cached", "key"]
+__all__ = ["SHARD", "Cached", "Precomputed", "cached", "fill", "key", "part"]
+
+SHARD = 1024
+"""Items of a shard."""
 
 
 class _Rows(Dataset[Any]):
-    """Items of one split, from disk."""
+    """Items of one split, from disk.
 
-    def __init__(self, folder: Path) -> None:
-        self.states = np.load(folder / "states.npy", mmap_mode="r")
-        kept = torch.load(folder / "items.pt", weights_only=True)
-        self.cond: Mapping[str, Tensor] = kept["cond"]
-        self.index: Tensor = kept["index"]
+    Arguments:
+        folder: Of the split.
+        texts: Captions of its items, which are chosen anew in every epoch.
+    """
+
+    def __init__(self, folder: Path, texts: Captions | None = None) -> None:
+        about = json.loads((folder / "split.json").read_text())
+        self.count, self.shard = int(about["count"]), int(about["shard"])
+        numbers = range(-(-self.count // self.shard))
+        self.states = [np.load(_names(folder, n)[0], mmap_mode="r") for n in numbers]
+        kept = [torch.load(_names(folder, n)[1], weights_only=True) for n in numbers]
+        self.cond = {name: torch.cat([k["cond"][name] for k in kept]) for name in kept[0]["cond"]}
+        self.index = torch.cat([k["index"] for k in kept])
+        self.texts = texts
+        self.epochs = texts is not None and texts.varied
 
     def __len__(self) -> int:
-        return len(self.states)
+        return self.count
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        x = torch.from_numpy(np.array(self.states[i]))
-        return {"x": x, "cond": {name: value[i] for name, value in self.cond.items()}, "index": int(self.index[i])}
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        whole = self.batch([key])  # type: ignore[list-item]
+        cond = {name: value[0] for name, value in whole["cond"].items()}
+        return {"x": whole["x"][0], "cond": cond, "index": int(whole["index"][0])}
 
-    def batch(self, keys: list[int]) -> dict[str, Any]:
+    def batch(self, keys: Sequence[int] | Sequence[tuple[int, int]]) -> dict[str, Any]:
         """Return the items of `keys`, collated."""
-        rows = torch.tensor(keys)
-        x = torch.from_numpy(np.stack([self.states[i] for i in keys]))
-        return {"x": x, "cond": {name: value[rows] for name, value in self.cond.items()}, "index": self.index[rows]}
+        places = [k if isinstance(k, int) else k[1] for k in keys]
+        rows = torch.tensor(places)
+        x = torch.from_numpy(np.stack([self.states[i // self.shard][i % self.shard] for i in places]))
+        cond = {name: value[rows] for name, value in self.cond.items()}
+        if self.texts is not None:
+            cond["text"] = self.texts.batch(keys)
+        return {"x": x, "cond": cond, "index": self.index[rows]}
 
 
 class Cached(Data):
@@ -59,7 +82,10 @@ class Cached(Data):
 
     def __init__(self, data: Data, folder: Path) -> None:
         super().__init__(data.batch_size, data.workers, data.seed)
-        self.train, self.val, self.spec = _Rows(folder / "train"), _Rows(folder / "val"), data.spec
+        self.train, self.val = (
+            _Rows(folder / name, getattr(getattr(data, name), "texts", None)) for name in ("train", "val")
+        )
+        self.spec = data.spec
 
 
 class Precomputed:
@@ -80,30 +106,53 @@ class Precomputed:
         return getattr(self._codec, name)
 
 
-def cached(data: Data, codec: Any, folder: Path) -> tuple[Cached, Precomputed]:
+def cached(data: Data, codec: Any, folder: Path, shard: int = SHARD) -> tuple[Cached, Precomputed]:
     """Return data and codec of a run that reads states from `folder`, which is filled first where it is not.
 
     Arguments:
-        data: Set up; its items may not change from epoch to epoch.
+        data: Set up; its items may not change from epoch to epoch, but for which of their captions they have.
         codec: Encodes a batch to one tensor.
         folder: See `key`.
+        shard: Items of a shard.
 
     Raises:
         ConfigError: For data that is augmented, or a codec whose states have named fields.
         DataError: When the codec returns NaN or infinite values.
     """
-    if getattr(data.train, "epochs", False):
+    fill(data, codec, folder, shard)
+    return Cached(data, folder), Precomputed(codec)
+
+
+def fill(data: Data, codec: Any, folder: Path, shard: int = SHARD) -> None:
+    """Encode this process's part of what is not there yet, and wait for the parts of the others; see `cached`."""
+    if getattr(data.train, "epochs", False) and not getattr(data.train, "still", False):
         raise ConfigError(
             "cache=true: this data is augmented anew in every epoch, which a cache would freeze; switch the "
             "augmentation off or leave cache=false"
         )
     for name in ("train", "val"):
-        # The other ranks of this machine wait for the first.
-        while not is_first_rank() and not (folder / name / "items.pt").is_file():
+        split, where = getattr(data, name), folder / name
+        if (where / "split.json").is_file():
+            continue
+        _fill(split, codec, where, f"cache: {name}", shard)
+        numbers = range(-(-len(split) // shard))
+        while not all(_names(where, number)[1].is_file() for number in numbers):
             time.sleep(0.5)
-        if not (folder / name / "items.pt").is_file():
-            _fill(getattr(data, name), codec, folder / name, f"cache: {name}")
-    return Cached(data, folder), Precomputed(codec)
+        if part()[0] == 0:
+            temporary = where / ".split.json.tmp"
+            temporary.write_text(json.dumps({"count": len(split), "shard": shard}))
+            temporary.replace(where / "split.json")
+        while not (where / "split.json").is_file():
+            time.sleep(0.1)
+
+
+def part() -> tuple[int, int]:
+    """Return the number of this process and how many there are, as the launcher says."""
+    env = os.environ
+    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if rank in env and world in env:
+            return int(env[rank]), int(env[world])
+    return 0, 1
 
 
 def key(cfg: Mapping[str, Any], data: Data, codec: Any) -> str:
@@ -114,48 +163,65 @@ def key(cfg: Mapping[str, Any], data: Data, codec: Any) -> str:
     coder = getattr(codec, "coder", None)
     digest = getattr(getattr(coder, "frozen", coder), "digest", None)
     own = getattr(data, "fingerprint", None)
-    plain = {name: value for name, value in cfg["data"].items() if name not in ("batch_size", "workers")}
+    plain = {name: value for name, value in cfg["data"].items() if name not in ("batch_size", "workers", "captions")}
+    about = {name: value for name, value in data.spec.about.items() if name != "prompts"}
     parts = [
-        plain, cfg["codec"], cfg["seed"], dict(data.spec.about), len(data.train), len(data.val),  # type: ignore[arg-type]
+        plain, cfg["codec"], cfg["seed"], about, len(data.train), len(data.val),  # type: ignore[arg-type]
         digest() if digest else None, own() if own else None,
     ]  # fmt: skip
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
-def _fill(dataset: Any, codec: Any, folder: Path, what: str, batch: int = 64) -> None:
-    """Encode every item of a split into a folder; items there already are not made again."""
+def _names(folder: Path, number: int) -> tuple[Path, Path]:
+    """Return the files of a shard: its states, and its conditions, which come last and say that it is whole."""
+    return folder / f"states-{number:05d}.npy", folder / f"items-{number:05d}.pt"
+
+
+def _fill(dataset: Any, codec: Any, folder: Path, what: str, shard: int, batch: int = 64) -> None:
+    """Encode this process's shards of a split that are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    count, began = len(dataset), time.perf_counter()
-    states, mark = folder / "states.npy", folder / "done"
-    done = int(mark.read_text()) if mark.is_file() and states.is_file() else 0
-    array = np.load(states, mmap_mode="r+") if done else None
-    if array is None:
-        say(f"{what}, {count:,} items in {folder}")
-    progress = Progress(count, unit="items", word=what)
-    kept: dict[int, Any] = {}
-    for first in range(done, count, batch):
-        rows = range(first, min(first + batch, count))
-        items = [dataset[i] for i in rows]
-        kept |= {i: (dict(item["cond"]), int(item["index"])) for i, item in zip(rows, items, strict=True)}
-        with torch.no_grad():
-            z = codec.encode(torch.utils.data.default_collate([item["x"] for item in items]))
-        if not isinstance(z, Tensor):
-            raise ConfigError("cache=true: the states of this codec have named fields; leave cache=false")
-        if not torch.isfinite(z).all():
-            raise DataError(f"cache: NaN or infinite values in the states of items {rows.start} to {rows.stop - 1}")
-        if array is None:
-            array = np.lib.format.open_memmap(states, "w+", np.float32, (count, *z.shape[1:]))
-        array[rows.start : rows.stop] = z.float().cpu().numpy()
-        array.flush()
-        mark.write_text(str(rows.stop))
-        progress.update(rows.stop, rate=(rows.stop - done) / max(time.perf_counter() - began, 1e-9))
-    # The conditions come last, and say that all is there.
-    for i in range(done):
-        item = dataset[i]
-        kept[i] = (dict(item["cond"]), int(item["index"]))
-    conds, index = zip(*(kept[i] for i in range(count)), strict=True)
-    temporary = folder / ".items.pt.tmp"
-    cond = torch.utils.data.default_collate(list(conds)) if conds[0] else {}
-    torch.save({"cond": cond, "index": torch.tensor(index)}, temporary)
-    temporary.replace(folder / "items.pt")
-    mark.unlink(missing_ok=True)
+    count, began, done = len(dataset), time.perf_counter(), 0
+    rank, world = part()
+    mine = [n for n in range(rank, -(-count // shard), world) if not _names(folder, n)[1].is_file()]
+    if not mine:
+        return
+    say(f"{what}, {count:,} items in {folder}")
+    progress = Progress(sum(min(shard, count - n * shard) for n in mine), unit="items", word=what)
+    texts = getattr(dataset, "texts", None)
+    for number in mine:
+        rows = range(number * shard, min((number + 1) * shard, count))
+        states, conds, index = [], [], []
+        for first in range(rows.start, rows.stop, batch):
+            some = range(first, min(first + batch, rows.stop))
+            items = [dataset[i] for i in some]
+            states.append(_encoded(codec, torch.utils.data.default_collate([item["x"] for item in items]), some))
+            conds += [{k: v for k, v in item["cond"].items() if k != "text" or texts is None} for item in items]
+            index += [int(item["index"]) for item in items]
+            done += len(items)
+            progress.update(done, rate=done / max(time.perf_counter() - began, 1e-9))
+        _write(folder, number, np.concatenate(states), conds, index)
+
+
+def _encoded(codec: Any, x: Any, rows: range) -> np.ndarray[Any, Any]:
+    device = getattr(codec, "device", None)
+    if device is not None:
+        x = torch.utils._pytree.tree_map(lambda leaf: leaf.to(device), x)
+    with torch.no_grad():
+        z = codec.encode(x)
+    if not isinstance(z, Tensor):
+        raise ConfigError("cache=true: the states of this codec have named fields; leave cache=false")
+    if not torch.isfinite(z).all():
+        raise DataError(f"cache: NaN or infinite values in the states of items {rows.start} to {rows.stop - 1}")
+    return np.asarray(z.float().cpu().numpy())
+
+
+def _write(folder: Path, number: int, states: Any, conds: list[dict[str, Any]], index: list[int]) -> None:
+    """Write a shard, each file under a temporary name first."""
+    names = _names(folder, number)
+    own = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in names]
+    with own[0].open("wb") as file:
+        np.save(file, states)
+    cond = torch.utils.data.default_collate(conds) if conds[0] else {}
+    torch.save({"cond": cond, "index": torch.tensor(index)}, own[1])
+    for temporary, path in zip(own, names, strict=True):
+        temporary.replace(path)

@@ -85,6 +85,18 @@ examples
   sample ckpt=outputs/image/x sampler=unipc sampler.steps=8 grid=tuned
 """
 
+ENCODE_HELP = """\
+usage: suffuse encode modality=NAME data=… codec=… [group=OPTION ...] [key=value ...] [processes=N] [shard=1024]
+
+Encodes all items of a data set once, for the `train` with the same words and cache=true, which then reads only that:
+states in shards that are read through memory, and what frozen text encoders say of the captions. Several processes
+share the work, also those of torchrun or srun; a command that was interrupted goes on where it stopped.
+
+examples
+  suffuse encode modality=image data=image/folder data.path=/pets codec=latent codec.ckpt=outputs/image/ae processes=4
+  train modality=image data=image/folder data.path=/pets codec=latent codec.ckpt=outputs/image/ae cache=true
+"""
+
 EMA_HELP = """\
 usage: suffuse ema ckpt=RUN_DIR_OR_FILE std=WIDTH [out=FILE]
 
@@ -219,6 +231,28 @@ def _published(words: list[str]) -> list[str]:
     return for_training(words)
 
 
+def _encode(argv: list[str]) -> None:
+    if not argv or {"-h", "--help"} & set(argv):
+        print(ENCODE_HELP, end="")
+        return
+    _warn_of_failures()
+    own, words = {"processes": "1", "shard": "1024"}, []
+    for word in overrides.translate(argv):
+        _, key, value = overrides.split(word)
+        if key not in own:
+            words.append(word)
+        elif not value.isdecimal() or int(value) < 1:
+            raise ConfigError(f"{key}={value} must be a whole number of at least 1")
+        else:
+            own[key] = value
+    _check_modalities(words)
+    overrides.check(words, "train")
+
+    from suffuse import encode
+
+    encode.launch(words, int(own["processes"]), int(own["shard"]))
+
+
 def _ema(argv: list[str]) -> None:
     if not argv or {"-h", "--help"} & set(argv):
         print(EMA_HELP, end="")
@@ -311,7 +345,7 @@ def _plugins(as_json: bool) -> int:
 
 def main() -> None:
     """Entry point of ``suffuse``: train and sample, look at the installation or a checkpoint, start a plugin."""
-    tasks = {"train": _train, "sample": _sample, "tune": _tune, "ema": _ema, "export": _export}
+    tasks = {"train": _train, "sample": _sample, "tune": _tune, "encode": _encode, "ema": _ema, "export": _export}
     if len(sys.argv) > 1 and sys.argv[1] in tasks:
         task = sys.argv.pop(1)
         _guard(task, tasks[task], sys.argv[1:])
@@ -325,6 +359,7 @@ def main() -> None:
     commands.add_parser("train", help="train a model (the same as the command `train`)")
     commands.add_parser("sample", help="draw samples from a checkpoint (the same as `sample`)")
     commands.add_parser("tune", help="fit a sampler's time grid to a trained model")
+    commands.add_parser("encode", help="encode all items once, before a run reads them")
     commands.add_parser("ema", help="choose the width of the averaged weights after training")
     commands.add_parser("export", help="write a run's weights as a folder of diffusers, or as safetensors")
     plugins = commands.add_parser("plugins", help="list modality packages; fails if one is broken")

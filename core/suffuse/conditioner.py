@@ -47,6 +47,8 @@ class Conditioner(nn.Module):
     """Size of the tokens that are attended to; 0 without any."""
     kept: tuple[str, ...] = ()
     """Conditions that are facts of a sample rather than wishes: what guidance moves away from has them too."""
+    extra: int = 0
+    """Channels of a picture, ``cond["image"]``, that the network takes beside the state."""
     quiet: tuple[str, ...] = ()
     """Conditions that go without saying in a caption."""
 
@@ -129,6 +131,16 @@ class Conditioner(nn.Module):
             else:
                 kept[name] = torch.where(mask, empty, value.to(empty.dtype))
         return kept
+
+    def augment(self, raw: Raw, noise: KeyedNoise, step: int) -> dict[str, Tensor]:
+        """Return training conditions as a step sees them, after what is dropped; by default as they are.
+
+        Arguments:
+            raw: Prepared conditions.
+            noise: One stream per row.
+            step: Which draw.
+        """
+        return dict(raw)
 
     def prepare(self, raw: Raw) -> dict[str, Tensor]:
         """Return `raw` as `forward` embeds it: what needs the host is done here, before a batch goes to a device."""

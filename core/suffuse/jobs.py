@@ -44,7 +44,7 @@ from suffuse.training.snapshots import Snapshots
 from suffuse.tuning import Stored
 from suffuse.tuning import tune as search
 
-__all__ = ["provider", "sample", "train", "tune"]
+__all__ = ["plain_config", "provider", "sample", "train", "tune"]
 
 log = logging.getLogger(__name__)
 
@@ -348,6 +348,14 @@ def _trainer(cfg: Mapping[str, Any], **options: Any) -> Trainer:
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"trainer: {text}") from error
+
+
+def plain_config(cfg: DictConfig) -> dict[str, Any]:
+    """Return the config of a job as plain values, checked; raises `ConfigError` for a value out of its range."""
+    _quiet()
+    plain = _resolve(cfg)
+    check_limits(plain)
+    return plain
 
 
 def _resolve(cfg: DictConfig) -> dict[str, Any]:

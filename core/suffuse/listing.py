@@ -174,7 +174,7 @@ def _records(root: Path, suffixes: Collection[str], folders: bool, columns: Colu
     if metadata is not None:
         return _described(root, metadata, folders, columns or Columns())
     if columns is not None and columns != Columns():
-        raise DataError(f"data.path: {root} has no metadata.csv or metadata.jsonl, whose columns data.text and the like name")
+        raise DataError(f"data.text and the like name columns, but {root} has no metadata.csv or metadata.jsonl")
     found = []
     for path in _files(root, set()):
         if path.suffix.lower() in suffixes:

@@ -215,7 +215,11 @@ class Model(nn.Module):
         network = build(
             cfg["model"], "model", shape=facts.shape, cond_dim=self.conditioner.width,
             context_dim=self.conditioner.context, about=facts.about,
+            **({"extra": self.conditioner.extra} if self.conditioner.extra else {}),
         )  # fmt: skip
+        if self.conditioner.extra != getattr(network, "extra", 0):
+            kind = cfg["model"]["_target_"]
+            raise ConfigError(f"model={kind} takes no picture beside the state; take a UNet or a DiT")
         self.denoiser = Preconditioned(network, self.process, self.objective.parameterization)
 
     @classmethod
@@ -256,7 +260,7 @@ class Model(nn.Module):
         conditioner = self.conditioner
         if self.training:
             dropped = conditioner.dropped(noise, step, torch.empty(len(positions), device=positions.device))
-            raw = conditioner.drop(raw, dropped)
+            raw = conditioner.augment(conditioner.drop(raw, dropped), noise, step)
         return self.objective(self.denoiser, x0, conditioner(raw), noise, step, positions, total)
 
     def draw(

@@ -3,21 +3,23 @@
 A caption travels from the data to the conditioner as its UTF-8 bytes, uint8 of shape (B, `LENGTH`) with zeros behind:
 it batches, crosses processes and is kept like any other condition, and the data need not know who will read it.
 `Conditioner.prepare` turns the bytes into what is embedded, before the batch goes to a device: whole numbers of hashed
-words (`WordText`) or the features of a frozen language model (`PretrainedText`). A caption of zeros is none.
+words (`WordText`) or the features of frozen language models (`suffuse.text_encoders`). A caption of zeros is none.
 
 Both yield ``vector`` (B, width), the pooled text beside labels and scalars, for networks that are modulated as a whole,
 and ``tokens`` (B, T, width) with ``mask`` (B, T), true where there is a token, for cross-attention. The first token is
 a learned one that is always there: attention over no text is attention over it.
+
+In a prompt for samples ``(words:1.4)`` counts more, and ``(words:0.5)`` less: a token h of weight w becomes w h, which
+scales what is attended to and its share of the pooled text; 0 leaves it out. Captions in training are read as they are.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +28,18 @@ from torch import Tensor, nn
 from suffuse.conditioner import Conditioner, listed, turns
 from suffuse.errors import ConfigError
 from suffuse.noise import KeyedNoise
+from suffuse.pretrained.weighting import Weighted, weighted
 
-__all__ = ["LENGTH", "PretrainedText", "Text", "WordText", "captions_of", "encoded", "words"]
+__all__ = ["LENGTH", "Text", "WordText", "captions_of", "encoded", "words"]
 
-LENGTH = 256
+LENGTH = 1024
 """Bytes of a caption that are kept."""
+
+TEXT_STREAM = 160
+"""Noise stream of the captions that are dropped for themselves."""
+
+_WORD = re.compile(r"[^\W_]+#?|[^\w\s]")
+_log = logging.getLogger(__name__)
 
 
 def encoded(text: str, length: int = LENGTH) -> Tensor:
@@ -46,7 +55,7 @@ def captions_of(text: Tensor) -> list[str]:
 
 def words(text: str) -> list[str]:
     """Return the words, numbers and signs of a caption in lower case; an accidental stays with its note."""
-    return re.findall(r"[^\W_]+#?|[^\w\s]", text.lower())
+    return _WORD.findall(text.lower())
 
 
 class Text(Conditioner, ABC):
@@ -57,13 +66,19 @@ class Text(Conditioner, ABC):
         about: Facts of the data: ``text`` says whether its items have a caption, ``prompts`` are captions that samples
             are drawn for when none is asked for, ``clock`` names the condition that counts tokens.
         width: Size of the embedded vector and of the tokens.
+        drop_text: Share of training rows that lose their caption, whatever happens to labels and scalars.
 
     Raises:
         ConfigError: As `Conditioner`.
     """
 
-    def __init__(self, about: Mapping[str, Any] | None = None, width: int = 128, **options: Any) -> None:
+    def __init__(
+        self, about: Mapping[str, Any] | None = None, width: int = 128, drop_text: float = 0.0, **options: Any
+    ) -> None:
         super().__init__(width=width, **options)
+        if isinstance(drop_text, bool) or not isinstance(drop_text, int | float) or not 0 <= drop_text < 1:
+            raise ConfigError(f"conditioner.drop_text={drop_text} must be in [0, 1)")
+        self.drop_text = float(drop_text)
         about = about or {}
         self.text, self.prompts = bool(about.get("text")), tuple(about.get("prompts") or ())
         self.quiet = (about["clock"],) if about.get("clock") else ()
@@ -80,25 +95,50 @@ class Text(Conditioner, ABC):
     def embed_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Return tokens (B, T, width) and which of them exist (B, T)."""
 
+    @abstractmethod
+    def weights(self, prompts: Sequence[Weighted]) -> Tensor:
+        """Return the weight of every token (B, T) of prompts, 1 where nothing is said."""
+
+    def pooled(self, text: Tensor) -> Tensor | None:
+        """Return what stands for a caption as a whole beside its tokens, (B, width); by default nothing."""
+        return None
+
+    def cut(self, caption: str) -> list[str]:
+        """Return a line for every end of a caption that is not read; by default none."""
+        return []
+
     def prepare(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `raw` with captions read, on the device they came from."""
         text = raw.get("text")
         if not self.text or text is None or text.dtype != torch.uint8:
             return dict(raw)
-        return {**raw, "text": self.read(captions_of(text)).to(text.device)}
+        captions = captions_of(text)
+        if self.training:
+            return {**raw, "text": self.read(captions).to(text.device)}
+        prompts = [weighted(caption) for caption in captions]
+        found = {**raw, "text": self.read([prompt.text for prompt in prompts]).to(text.device)}
+        if any(prompt.spans for prompt in prompts):
+            found["weights"] = self.weights(prompts).to(text.device)
+        return found
 
     def forward(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return ``vector``, ``tokens`` and ``mask``; without captions what `Conditioner` returns."""
         found = super().forward(raw)
         if not self.text:
             return found
-        tokens, mask = self.embed_text(self.prepare(raw)["text"])
+        ready = self.prepare(raw)
+        tokens, mask = self.embed_text(ready["text"])
+        if "weights" in ready:
+            factor = ready["weights"].to(tokens)
+            tokens, mask = tokens * factor[..., None], mask & (factor != 0)
         first = self.first.expand(len(tokens), 1, -1).to(tokens)
         tokens, mask = torch.cat([first, tokens], 1), torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
         weight = mask.to(tokens)[..., None]
-        pooled = (tokens * weight).sum(1) / weight.sum(1)
-        vector = found["vector"] + pooled if found else pooled
-        return {"vector": vector, "tokens": tokens, "mask": mask}
+        vector = (tokens * weight).sum(1) / weight.sum(1)
+        more = self.pooled(ready["text"])
+        if more is not None:
+            vector = vector + more.to(vector)
+        return {"vector": found["vector"] + vector if found else vector, "tokens": tokens, "mask": mask}
 
     def nothing(self, batch: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """Return the raw absent condition of `batch` rows."""
@@ -111,6 +151,8 @@ class Text(Conditioner, ABC):
         if self.text:
             every = masks.get("label")
             masks["text"] = self.whole(noise, step, like) if every is None else every
+            if self.drop_text:
+                masks["text"] = masks["text"] | (noise.uniform(like, step, TEXT_STREAM) < self.drop_text)
         return masks
 
     def parse(self, given: Mapping[str, Any], num: int) -> dict[str, Tensor]:
@@ -125,6 +167,8 @@ class Text(Conditioner, ABC):
         if not self._others():
             raw = {}
         chosen = [str(text) for text in listed(wanted)] if wanted is not None else list(self.prompts) or [""]
+        if wanted is not None:
+            self._say(chosen)
         raw["text"] = turns(torch.stack([encoded(text) for text in chosen]), num)
         return raw
 
@@ -142,6 +186,23 @@ class Text(Conditioner, ABC):
 
     def _others(self) -> list[str]:
         return super().known()
+
+    def _say(self, prompts: Sequence[str]) -> None:
+        """Say what of prompts is not read."""
+        for prompt in dict.fromkeys(prompts):
+            if not prompt.strip():
+                _log.warning("condition.text is empty: drawn as without a caption")
+                continue
+            (kept,) = captions_of(encoded(prompt)[None])
+            lines = self.cut(weighted(prompt).text)
+            if len(kept) < len(prompt.strip()):
+                lines = [f"{LENGTH} bytes are read, without: {_short(prompt.strip()[len(kept):])}"]
+            for line in lines:
+                _log.warning("condition.text: %r is too long: %s", _short(prompt), line)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 class WordText(Text):
@@ -198,6 +259,23 @@ class WordText(Text):
         empty = ~mask.any(1, keepdim=True)
         return self.layers(h, src_key_padding_mask=~(mask | empty)), mask
 
+    def weights(self, prompts: Sequence[Weighted]) -> Tensor:
+        """Return the weight of every word."""
+        found = torch.ones(len(prompts), self.length)
+        for row, prompt in zip(found, prompts, strict=True):
+            for place, match in enumerate(_WORD.finditer(prompt.text)):
+                if place < self.length:
+                    row[place] = prompt.weight(*match.span())
+        return found
+
+    def cut(self, caption: str) -> list[str]:
+        """Return what is behind the last word that is read."""
+        spans = [match.span() for match in _WORD.finditer(caption)]
+        if len(spans) <= self.length:
+            return []
+        rest = caption[spans[self.length][0] :]
+        return [f"{self.length} of its {len(spans)} words are read, without: {_short(rest)}"]
+
     def _hashed(self, word: str) -> list[int]:
         if word not in self._seen:
             if len(self._seen) > 100_000:
@@ -206,83 +284,3 @@ class WordText(Text):
             parts = [int.from_bytes(digest[4 * i : 4 * i + 4], "big") for i in range(self.hashes)]
             self._seen[word] = [1 + part % self.buckets for part in parts]
         return self._seen[word]
-
-
-class PretrainedText(Text):
-    """The hidden states of a frozen text encoder of the transformers library, projected to `width`.
-
-    The encoder (T5, CLIP, CLAP, or any that ``AutoModel`` loads) is no part of the model's weights: a checkpoint holds
-    its name alone. Captions are encoded once each and remembered.
-
-    Arguments:
-        path: Folder, or name on the Hugging Face hub.
-        download: Allow the hub; else only what is on disk.
-        width: Size of the vector and of the tokens.
-        length: Tokens of a caption that are read; what is longer is cut.
-        remember: Captions whose features are kept in memory.
-        options: Arguments of `Text`.
-
-    Raises:
-        ConfigError: Without `path`, without transformers, or when there is no such encoder.
-    """
-
-    def __init__(
-        self, path: str | None = None, download: bool = False, width: int = 128, length: int = 64,
-        remember: int = 20_000, **options: Any,
-    ) -> None:  # fmt: skip
-        super().__init__(width=width, **options)
-        if not path:
-            raise ConfigError("conditioner.path is not set; give a folder with a text encoder")
-        self.path, self.length, self.remember = str(path), length, remember
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
-        tokenizer, encoder, size = _encoder(self.path, download)
-        # In a tuple, so that it is no submodule: it is frozen, and belongs in no checkpoint.
-        self._frozen = (tokenizer, encoder)
-        if self.text:
-            self.project = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, width))
-        self.size = size
-
-    @torch.no_grad()
-    def read(self, captions: Sequence[str]) -> Tensor:
-        """Return features, float (B, length, D), zeros where no token is."""
-        new = [text for text in dict.fromkeys(captions) if text and text not in self._kept]
-        tokenizer, encoder = self._frozen
-        for start in range(0, len(new), 64):
-            part = new[start : start + 64]
-            ids = tokenizer(part, padding=True, truncation=True, max_length=self.length, return_tensors="pt")
-            hidden = encoder(**{k: v for k, v in ids.items() if k in ("input_ids", "attention_mask")}).last_hidden_state
-            for text, row, mask in zip(part, hidden.float(), ids["attention_mask"].bool(), strict=True):
-                self._kept[text] = row[mask]
-        rows = torch.zeros(len(captions), self.length, self.size)
-        for row, text in zip(rows, captions, strict=True):
-            if text:
-                found = self._kept[text]
-                row[: len(found)] = found
-        while len(self._kept) > self.remember:
-            self._kept.popitem(last=False)
-        return rows
-
-    def embed_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return projected features and which exist."""
-        return self.project(text), text.abs().sum(-1) > 0
-
-
-def _encoder(path: str, download: bool) -> tuple[Any, Any, int]:
-    """Return tokenizer, text encoder in evaluation mode, and the size of its hidden states."""
-    try:
-        from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
-    except ImportError as error:
-        raise ConfigError("conditioner: text encoders need transformers: pip install 'suffuse[text]'") from error
-    if not download and not Path(path).expanduser().is_dir():
-        raise ConfigError(f"conditioner.path={path}: no such folder; allow the hub with conditioner.download=true")
-    try:
-        where = str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path
-        config = AutoConfig.from_pretrained(where)
-        kind = T5EncoderModel if config.model_type in ("t5", "mt5", "umt5") else AutoModel
-        model = kind.from_pretrained(where, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(where)
-    except Exception as error:  # the library raises a dozen kinds for what a wrong folder or no network causes
-        text = " ".join(str(error).split())[:300]
-        raise ConfigError(f"conditioner.path={path}: transformers cannot load it ({text})") from error
-    encoder = getattr(model, "text_model", model).eval().requires_grad_(False)
-    return tokenizer, encoder, int(encoder.config.hidden_size)
