@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from suffuse.cache import Cached, Precomputed, cached, key
+from suffuse.cache import Cached, Precomputed, _fill, cached, key, part
+from suffuse.captions import Captions
 from suffuse.codec import Identity
 from suffuse.data import Data, Spec
 from suffuse.errors import ConfigError, DataError
+from suffuse.text import captions_of
 from torch import Tensor
 
 
@@ -68,14 +70,46 @@ def test_an_interrupted_filling_goes_on(tmp_path: Path) -> None:
     data, codec = _Data(), _Codec()
     data.train.bad = 130  # type: ignore[attr-defined]
     with pytest.raises(KeyboardInterrupt):
-        cached(data, codec, tmp_path)
-    assert codec.calls == 128 and not (tmp_path / "train" / "items.pt").exists()
+        cached(data, codec, tmp_path, shard=32)
+    assert codec.calls == 128 and not (tmp_path / "train" / "split.json").exists()
     data.train.bad = None  # type: ignore[attr-defined]
     again = _Codec()
-    found, _ = cached(data, again, tmp_path)
+    found, _ = cached(data, again, tmp_path, shard=32)
     assert again.calls == 150 - 128 + 20
-    assert torch.equal(torch.from_numpy(np.array(found.train.states)), data.train.x)  # type: ignore[attr-defined]
+    assert torch.equal(torch.from_numpy(np.concatenate(found.train.states)), data.train.x)  # type: ignore[attr-defined]
     assert found.train[140]["index"] == 240 and found.train[5]["cond"]["label"] == 2
+    assert all(isinstance(part, np.memmap) for part in found.train.states)  # type: ignore[attr-defined]
+
+
+def test_processes_share_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codecs = [_Codec() for _ in range(3)]
+
+    def run(rank: int) -> None:
+        _fill(_Data().train, codecs[rank], tmp_path, "x", 16)
+
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        assert part() == (rank, 3)
+        run(rank)
+    # Shards 0 to 9 of 150 items, the last of 6.
+    assert [codec.calls for codec in codecs] == [16 * 3 + 6, 48, 48]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 20 and names[0] == "items-00000.pt" and names[-1] == "states-00009.npy"
+    monkeypatch.delenv("RANK")
+    assert part() == (0, 1)
+
+
+def test_captions_are_chosen_anew_from_a_cache(tmp_path: Path) -> None:
+    data = _Data()
+    data.train.texts = Captions([[f"{i} a", f"{i} b"] for i in range(150)])  # type: ignore[attr-defined]
+    data.train.epochs = data.train.still = True  # type: ignore[attr-defined]
+    found, _ = cached(data, _Codec(), tmp_path)
+    drawn = {text for epoch in range(20) for text in captions_of(found.train.batch([(epoch, 7)])["cond"]["text"])}  # type: ignore[attr-defined]
+    assert drawn == {"7 a", "7 b"} and found.train.epochs  # type: ignore[attr-defined]
+    assert captions_of(found.train[7]["cond"]["text"][None]) == ["7 a"]
+    batch = next(iter(found.train_loader()))
+    assert batch["cond"]["text"].shape[0] == 8 and set(batch["cond"]) == {"label", "size", "text"}
 
 
 def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:

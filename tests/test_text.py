@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from suffuse.errors import ConfigError
 from suffuse.nn import DiT, UNet
 from suffuse.nn.attention import CrossAttention
 from suffuse.noise import KeyedNoise
-from suffuse.text import LENGTH, PretrainedText, WordText, captions_of, encoded, words
+from suffuse.text import LENGTH, WordText, captions_of, encoded, words
 
 ABOUT = {"text": True, "prompts": ["a red fox", "two blue owls"]}
 
@@ -149,62 +148,48 @@ def test_networks_attend_to_words(kind: str) -> None:
         net(x, noise, {"vector": cond["vector"]})
 
 
-@pytest.fixture
-def t5(tmp_path: Path) -> Path:
-    """A tiny T5 encoder with a word tokenizer, as transformers saves them."""
-    transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
-    known = ["<pad>", "</s>", "<unk>", "a", "red", "fox", "two", "blue", "owls"]
-    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(known)}, unk_token="<unk>"))
-    raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-    fast.save_pretrained(tmp_path / "t5")
-    torch.manual_seed(0)
-    config = transformers.T5Config(vocab_size=9, d_model=12, d_kv=6, d_ff=16, num_layers=2, num_heads=2)
-    transformers.T5EncoderModel(config).save_pretrained(tmp_path / "t5", safe_serialization=True)
-    return tmp_path / "t5"
+def test_words_may_weigh_more_or_less_in_a_prompt(text: WordText, caplog) -> None:
+    text.eval()
+
+    def embed(prompt: str) -> dict[str, torch.Tensor]:
+        return text(text.parse({"text": prompt}, 1))
+
+    plain, one, two, none = map(embed, ("a red fox", "a (red:1) fox", "a (red:2) fox", "a (red:0) fox"))
+    assert all(torch.equal(plain[name], one[name]) for name in plain)
+    torch.testing.assert_close(two["tokens"][0, 2], 2 * plain["tokens"][0, 2])
+    assert torch.equal(two["tokens"][0, [0, 1, 3]], plain["tokens"][0, [0, 1, 3]])
+    assert none["mask"][0].tolist() == [True, True, False, True, False, False, False]
+    assert (two["vector"] - plain["vector"]).abs().max() > 1e-3
+    # What is not there is as if it had not been: other words of the batch do not weigh.
+    pair = text(text.parse({"text": ["a red fox", "an (owl:3)"]}, 2))
+    torch.testing.assert_close(pair["tokens"][:1], plain["tokens"])
+    # Brackets of a caption in training are a caption's.
+    text.train()
+    kept = text.prepare(text.parse({"text": "a (red:2) fox"}, 1))["text"][0]
+    assert (kept > 0).sum() == 2 * 6  # a ( red : 2 ), two numbers a word, six words at most
+    with pytest.raises(ConfigError, match="not in"):
+        text.eval().prepare(text.parse({"text": "a (red:99) fox"}, 1))
 
 
-def test_a_pretrained_encoder(t5: Path) -> None:
-    import transformers
-
-    found = PretrainedText(path=str(t5), width=16, length=5, about=ABOUT)
-    raw = found.parse({"text": ["a red fox", "", "two blue owls"]}, 3)
-    ready = found.prepare(raw)
-    assert ready["text"].shape == (3, 5, 12) and ready["text"][1].abs().max() == 0
-    model = transformers.T5EncoderModel.from_pretrained(t5)
-    with torch.no_grad():
-        wanted = model(input_ids=torch.tensor([[3, 4, 5]])).last_hidden_state[0]
-    torch.testing.assert_close(ready["text"][0, :3], wanted, atol=1e-5, rtol=1e-4)
-    cond = found(raw)
-    assert cond["tokens"].shape == (3, 6, 16) and cond["mask"].sum(1).tolist() == [4, 1, 4]
-    # The encoder is frozen and no part of a checkpoint.
-    assert not any("encoder" in name or "frozen" in name for name in found.state_dict())
-    dropped = found(found.drop(ready, torch.tensor([True, False, False])))
-    torch.testing.assert_close(dropped["vector"][0], found.null(1, "cpu")["vector"][0])
+def test_what_of_a_prompt_is_not_read_is_said(text: WordText, caplog) -> None:
+    text.parse({"text": "a very long caption of many more words than are read"}, 1)
+    assert "6 of its 11 words are read, without: more words than are read" in caplog.text
+    caplog.clear()
+    text.parse({"text": "a " * 900}, 1)
+    assert f"{LENGTH} bytes are read" in caplog.text
+    caplog.clear()
+    text.parse({"text": ["", "a red fox"]}, 2)
+    assert caplog.text.count("condition.text is empty") == 1 and "too long" not in caplog.text
+    caplog.clear()
+    text.parse({}, 1)
+    assert not caplog.text
 
 
-def test_captions_are_encoded_once(t5: Path) -> None:
-    found = PretrainedText(path=str(t5), width=16, length=5, about=ABOUT, remember=2)
-    calls = []
-    tokenizer, encoder = found._frozen
-    found._frozen = (lambda *a, **k: (calls.append(a[0]), tokenizer(*a, **k))[1], encoder)
-    first = found.read(["a red fox", "two owls", "a red fox"])
-    assert torch.equal(found.read(["two owls", "a red fox"]), first[[1, 0]]) and calls == [["a red fox", "two owls"]]
-
-
-def test_a_missing_encoder_is_one_line(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    with pytest.raises(ConfigError, match="path is not set"):
-        PretrainedText()
-    with pytest.raises(ConfigError, match="no such folder; allow the hub"):
-        PretrainedText(path=str(tmp_path / "none"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="cannot load it") as caught:
-        PretrainedText(path=str(tmp_path / "empty"))
-    assert "\n" not in str(caught.value)
+def test_captions_are_dropped_for_themselves() -> None:
+    text = WordText(width=16, about=ABOUT, labels=["x", "y"], dropout=0.1, drop_text=0.3)
+    masks = text.dropped(KeyedNoise(torch.arange(4000)), 0, torch.empty(4000))
+    assert 0.08 < masks["label"].float().mean() < 0.12
+    assert abs(masks["text"].float().mean() - (1 - 0.9 * 0.7)) < 0.03 and masks["text"][masks["label"]].all()
 
 
 def test_a_clock_goes_without_saying():

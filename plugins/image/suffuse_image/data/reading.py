@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from suffuse.captions import Captions
+from suffuse.damage import check_fraction, in_threads, judge
 from suffuse.errors import ConfigError, DataError
 
 from suffuse_image.data.decode import Decoder, PictureError, check
@@ -30,7 +29,6 @@ MEMORY = 4 * 2**30
 """Bytes of decoded pictures above which `cache` gives way."""
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class Sources(Protocol):
@@ -65,8 +63,7 @@ class Reader:
     key: str = "data.path"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_bad < 1:
-            raise ConfigError(f"data.max_bad={self.max_bad} must be a fraction, at least 0 and below 1")
+        check_fraction(self.max_bad)
 
     def read(
         self, sources: Sources, names: Sequence[str], labels: Sequence[int] | None = None,
@@ -90,7 +87,8 @@ class Reader:
         keep = self.cache and size <= MEMORY
         if self.cache and not keep:
             _log.warning("%d pictures take %.1f GiB: decoding them as needed", len(sources), size / 2**30)
-        found = _in_threads(self._decode if keep else self._check, sources)
+        look = self._decode if keep else self._check
+        found = in_threads(lambda i: look(sources[i]), range(len(sources)))
         bad = {i: result for i, result in enumerate(found) if isinstance(result, PictureError)}
         self.judge(bad, names, len(sources))
         good = [i for i in range(len(sources)) if i not in bad]
@@ -107,16 +105,7 @@ class Reader:
 
     def judge(self, bad: dict[int, PictureError], names: Sequence[str], total: int) -> None:
         """Log the damaged sources, or raise `DataError` when they are too many."""
-        if not bad:
-            return
-        shown = ", ".join(f"{names[i]} ({reason})" for i, reason in list(bad.items())[:3])
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        if len(bad) > self.max_bad * total:
-            raise DataError(
-                f"{self.key}: {len(bad)} of {total} images cannot be read: {shown}{more}; "
-                f"repair or remove them, or allow for more with data.max_bad (now {self.max_bad:g})"
-            )
-        _log.warning("%d of %d images cannot be read and are left out: %s%s", len(bad), total, shown, more)
+        judge(bad, names.__getitem__, total, self.max_bad, self.key, "images cannot be read")
 
     def _hint(self, source: Path | bytes, name: str) -> torch.Tensor:
         try:
@@ -178,9 +167,3 @@ class Streamed(Pictures):
                     self.bad[index] = error
                     self.reader.judge(self.bad, self.names, len(self))
             index = (index + 1) % len(self)
-
-
-def _in_threads(function: Callable[[Path | bytes], T], sources: Sources) -> list[T]:
-    """Return `function` of every source in order; Pillow decodes without Python's lock."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda i: function(sources[i]), range(len(sources))))
