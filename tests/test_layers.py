@@ -41,6 +41,7 @@ FLOORS = {
             ],
             [
                 "data",
+                "damage",
                 "listing",
                 "idx",
                 "shards",
