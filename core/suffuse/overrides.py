@@ -48,14 +48,14 @@ def split(word: str) -> tuple[str, str, str]:
 def translate(argv: Sequence[str]) -> list[str]:
     """Return `argv` with short forms spelt out.
 
-    ``guidance=2`` is ``guidance=cfg guidance.scale=2``; ``task=autoencoder`` and ``codec=latent`` are the modality's
-    own, where it has one: ``task=audio/autoencoder``.
+    ``guidance=2`` is ``guidance=cfg guidance.scale=2``; ``task=autoencoder``, ``codec=latent`` and ``conditioner=image``
+    are the modality's own, where it has one: ``task=audio/autoencoder``.
     """
     words: list[str] = []
     modality = next((split(word)[2] for word in argv if split(word)[1] == "modality"), "")
     for word in argv:
         prefix, key, value = split(word)
-        if key in ("task", "codec") and not prefix:
+        if key in ("task", "codec", "conditioner") and not prefix:
             words.append(f"{key}={own(key, value, modality)}")
             continue
         if key == "guidance" and not prefix and _number(value) is not None:

@@ -100,7 +100,7 @@ class Diffusion(Task):
 
     def show(self, codec: Any, data: Data, num: int) -> tuple[Any, list[str]]:
         """Draw the seeds 0 to `num`."""
-        raw = self.model.conditioner.parse(implied(codec, self.model.conditioner), num)
+        raw = self._asked(codec, data, num)
         seeds = torch.arange(num)
         like = empty(codec, self.model.facts, seeds, raw, self.model.device)
         return codec.decode(self.model.draw(self.recipe, seeds, raw, like)), self.model.conditioner.captions(raw)
@@ -108,12 +108,18 @@ class Diffusion(Task):
     def results(self, codec: Any, data: Data, num: int, measured: int, seed: int, how: Mapping[str, str]) -> Results:
         """Draw as many samples as are asked for."""
         count = max(num, measured)
-        raw = self.model.conditioner.parse(implied(codec, self.model.conditioner), count)
+        raw = self._asked(codec, data, count)
         sampling = Sampling(self.model, codec, self.recipe, seed=seed)
         xs = sampling.draw(torch.arange(count), raw, batch=64, progress=Progress(count, word="sample"))
         rows = sampling.rows(torch.arange(num), {name: value[:num] for name, value in raw.items()}, how)
         part = slice(measured)
         return Results(take(xs, part), {k: v[part] for k, v in raw.items()}, take(xs, slice(num)), rows)
+
+    def _asked(self, codec: Any, data: Data, num: int) -> dict[str, Tensor]:
+        """Return the conditions of samples for which nobody asked: a conditioner may want them from the data."""
+        conditioner = self.model.conditioner
+        own = getattr(conditioner, "examples", None)
+        return conditioner.parse(implied(codec, conditioner), num) if own is None else dict(own(data, num))
 
     def describe(self) -> str:
         """Say so when there is nothing to condition on."""

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from suffuse.autoencoder import Coder
 from suffuse.errors import ConfigError
-from torch import Tensor, nn
 
 __all__ = ["Tiled", "tile_in"]
 

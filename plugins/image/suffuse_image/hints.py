@@ -24,8 +24,6 @@ class Hint:
     """
 
     column: str | None = None
-    made = False
-    """Whether a file that is given when sampling is a picture that the hint is yet to be made from."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return hints (…, E, h, w) of pictures (…, C, H, W)."""
@@ -70,12 +68,14 @@ class Edges(Hint):
         ConfigError: Unless 0 < threshold < 1.
     """
 
-    made = True
-
     def __init__(self, threshold: float | None = 0.25) -> None:
         if threshold is not None and not 0 < threshold < 1:
             raise ConfigError(f"data.hint.threshold={threshold} must be between 0 and 1, or null")
         self.threshold = threshold
+
+    def facts(self, shape: tuple[int, ...]) -> dict[str, Any]:
+        """Return what a model must know; outlines of a file that is given when sampling are yet to be drawn."""
+        return super().facts(shape) | {"edges": {"threshold": self.threshold}}
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return hints (…, 1, H, W)."""

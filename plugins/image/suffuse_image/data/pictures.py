@@ -3,7 +3,7 @@
 Item i in epoch e is ``{"x": float32 (C, H, W), "cond": {"label": int, "text": uint8}, "index": i}``; ``cond`` is empty
 without classes and captions. With `flip` the picture is mirrored when the bit h(seed, e, i) is set, h a hash, so
 augmentation is a function of its arguments and not of the process that computes it. With a hint (`suffuse_image.hints`)
-``cond["image"]`` is a picture that goes with it: smaller, its edges, or one of its own.
+``cond["image"]`` is a picture in [-1, 1] that goes with it: smaller, its edges, or one of its own.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Pictures(Dataset[dict[str, Any]]):
         if self.texts is not None:
             cond["text"] = self.texts.encoded(index, epoch)
         if self.hint is not None:
-            cond["image"] = self.hint(x if self.hints is None else self._shown(self.hints[index], mirrored))
+            cond["image"] = 2 * self.hint(x if self.hints is None else self._shown(self.hints[index], mirrored)) - 1
         return {"x": x, "cond": cond, "index": index}
 
     def batch(self, keys: Sequence[int] | Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Pictures(Dataset[dict[str, Any]]):
             own = x if self.hints is None else self.hints[index].float() / self.levels
             if self.hints is not None and any(mirrored):
                 own = torch.where(torch.tensor(mirrored)[:, None, None, None], own.flip(-1), own)
-            cond["image"] = self.hint(own)
+            cond["image"] = 2 * self.hint(own) - 1
         return {"x": x, "cond": cond, "index": index}
 
     def _shown(self, pixels: torch.Tensor, mirrored: bool) -> torch.Tensor:
