@@ -60,6 +60,7 @@ editing, where the modality reads files
   init=FILE mask=PART        make a part of a file anew and keep the rest, as mask=2.0-3.5 in seconds
   init=FILE strength=0.5     vary a file: the share of the steps that are taken from it on
   interpolate=true           from the first condition (and seed) to the last, in num samples
+  share_seeds=true           several conditions from the same seeds: a grid, one column per condition
 
 examples
   sample ckpt=outputs/image/x num=16 condition.label=[0,1,2]

@@ -237,8 +237,8 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     raw, path_between = ends(model.conditioner, implied(codec, model.conditioner) | plain["condition"], plain)
     sampling = Sampling(
         model, codec, Recipe.build(plain, model.facts), plain["seed"], edit(codec, plain), path_between,
-        Window(**plain["window"]),
-    )
+        Window(**plain["window"]), share=_turns(plain) if plain["share_seeds"] else 1,
+    )  # fmt: skip
     preview = build(plain["preview"], "preview", about=model.facts.about)
     out = next_samples(plain["out"], path)
     how = {**_names(plain, plain["choices"]), "checkpoint": str(path), "weights": plain["weights"], **plain["ask"]}
@@ -251,6 +251,18 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
         if trainer.is_global_zero:
             write_samples(out, xs, rows, preview)
             say(f"wrote {len(rows)} samples to {out}: overview.png, manifest.jsonl")
+
+
+def _turns(cfg: Mapping[str, Any]) -> int:
+    """Return after how many samples the conditions begin again.
+
+    Raises:
+        ConfigError: When no condition has several values.
+    """
+    counts = [len(value) for value in cfg["condition"].values() if isinstance(value, list)]
+    if cfg["interpolate"] or not counts or max(counts) < 2:
+        raise ConfigError("share_seeds=true draws conditions that take turns from the same seeds; give one several values")
+    return math.lcm(*counts)
 
 
 def tune(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:

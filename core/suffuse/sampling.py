@@ -40,19 +40,21 @@ class Sampling:
         edit: What is known of the samples.
         path: Where each sample stands between two ends, of as many rows as there are samples; all have the first seed.
         window: How samples of another length than the training data's are drawn.
+        share: Samples in a row that have one seed: of n conditions that take turns, a grid of conditions by seeds.
     """
 
     def __init__(
         self, model: Model, codec: Any, recipe: Recipe, seed: int, edit: Edit | None = None,
-        path: Between | None = None, window: Window | None = None,
+        path: Between | None = None, window: Window | None = None, share: int = 1,
     ) -> None:  # fmt: skip
-        self.window = window
+        self.window, self.share = window, share
         self.model, self.codec, self.recipe, self.seed = model, codec, recipe, seed
         self.edit, self.path = edit, path
 
     def batch(self, index: Tensor, raw: Mapping[str, Tensor]) -> Any:
         """Return the decoded samples number `index`, shape (B,), for their rows of `raw`."""
-        mine, seeds, path = {k: v[index] for k, v in raw.items()}, self.seed + index, self.path
+        mine, path = {k: v[index] for k, v in raw.items()}, self.path
+        seeds = self.seed + index // self.share
         if path is not None:
             seeds = torch.full_like(index, self.seed)
             path = Between({k: v[index] for k, v in path.raw.items()}, path.seeds[index], path.weight[index])
@@ -108,7 +110,7 @@ class Sampling:
         if self.path is not None:
             return [self._between(i, raw, captions[i]) | common for i in index.tolist()]
         return [
-            {"index": i, "seed": self.seed + i, "condition": _condition(raw, i), "caption": captions[i], **common}
+            {"index": i, "seed": self.seed + i // self.share, "condition": _condition(raw, i), "caption": captions[i], **common}
             for i in index.tolist()
         ]
 

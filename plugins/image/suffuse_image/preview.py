@@ -95,7 +95,8 @@ def _turns(captions: Sequence[str]) -> int | None:
     """Return how many captions take turns, when they do and make a row of a fair length."""
     kinds = len(set(captions))
     cycle = all(caption == captions[i % kinds] for i, caption in enumerate(captions))
-    return kinds if cycle and 4 <= kinds <= 16 and len(captions) > kinds else None
+    fair = 4 <= kinds <= 16 or (kinds > 1 and len(captions) <= 4 * kinds**2)
+    return kinds if cycle and fair and len(captions) > kinds else None
 
 
 def _picture(x: torch.Tensor) -> Image.Image:
