@@ -130,6 +130,8 @@ def fill(data: Data, codec: Any, folder: Path, shard: int = SHARD) -> None:
             "cache=true: this data is augmented anew in every epoch, which a cache would freeze; switch the "
             "augmentation off or leave cache=false"
         )
+    if getattr(data.train, "buckets", None) is not None:
+        raise ConfigError("cache=true: items of several shapes are not kept; leave data.buckets=null or cache=false")
     for name in ("train", "val"):
         split, where = getattr(data, name), folder / name
         if (where / "split.json").is_file():

@@ -155,7 +155,10 @@ def _flat(x: Tensor) -> Tensor:
 
 def _taken(split: Any, seed: int, labelled: bool) -> tuple[Tensor, Tensor | None]:
     """Return up to `LIMIT` pictures of a split in random order, unaugmented, with their labels."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:LIMIT].tolist()
+    # Of pictures of several shapes, those of the shape that is drawn.
+    among = getattr(split, "main", range(len(split)))
+    drawn = torch.randperm(len(among), generator=torch.Generator().manual_seed(seed))[:LIMIT].tolist()
+    order = [among[i] for i in drawn]
     labels = []
 
     def picture(i: int) -> Tensor:

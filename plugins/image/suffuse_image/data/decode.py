@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageColor, ImageOps
 from suffuse.errors import ConfigError, suggest
 
-__all__ = ["Decoder", "PictureError", "check", "suffixes", "whole"]
+__all__ = ["Decoder", "PictureError", "check", "size_of", "suffixes", "whole"]
 
 FITS = ("crop", "letterbox", "stretch")
 UNSAFE = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
@@ -146,6 +146,16 @@ def check(source: Path | bytes) -> None:
             pass
     except Exception as error:
         raise PictureError(_reason(error)) from error
+
+
+def size_of(source: Path | bytes) -> tuple[int, int] | None:
+    """Return height and width of a picture as it is shown, from its header; None where it has none."""
+    try:
+        with _open(source) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF's orientation: on its side
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception:  # what cannot be read is counted and named by who decodes it
+        return None
 
 
 def _open(source: Path | bytes) -> Image.Image:
