@@ -9,14 +9,11 @@ import logging
 import math
 import shlex
 import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from suffuse import checkpoint as files
@@ -26,21 +23,22 @@ from suffuse.codec import empty, implied
 from suffuse.data import Data
 from suffuse.edit import edit, ends
 from suffuse.ema import PostHoc
-from suffuse.errors import ConfigError, SuffuseError
+from suffuse.errors import ConfigError
+from suffuse.failures import readable
 from suffuse.model import Facts, Model, Recipe, fit_codec
 from suffuse.overrides import check_limits
 from suffuse.plugins import registry
 from suffuse.posthoc import FOLDER
 from suffuse.rollout import Window
-from suffuse.rundir import next_samples, resume_path, run_dir, tuned_folder, write_text
+from suffuse.rundir import locked, next_samples, resume_path, run_dir, tuned_folder, write_text
 from suffuse.sampling import Sampling, write_samples
 from suffuse.state import leaves
 from suffuse.task import Task
 from suffuse.training.callbacks import Checkpoints, Monitor, Previews, Stop, Validation
-from suffuse.training.io import AtomicIO
 from suffuse.training.module import TrainingModule
 from suffuse.training.progress import Progress, duration, say
 from suffuse.training.snapshots import Snapshots
+from suffuse.training.trainer import make_trainer, quiet
 from suffuse.tuning import Stored
 from suffuse.tuning import tune as search
 
@@ -55,13 +53,13 @@ def train(cfg: DictConfig) -> float | None:
     Raises:
         SuffuseError: For everything a user can mend.
     """
-    _quiet()
+    quiet()
     plain = _resolve(cfg)
     check_limits(plain)
     folder = run_dir(cfg)
     resume = resume_path(plain, folder)
     plain["ckpt"] = None  # how a run was continued is no part of what it is
-    with _readable_failures(plain):
+    with readable(plain), locked(folder):
         run = _Training(plain, folder)
         loss = run.fit(resume)
         run.finish()
@@ -163,7 +161,7 @@ class _Training:
             build(node, f"logger.{name}", run_dir=str(self.run_dir), run_config=cfg)
             for name, node in (cfg["logger"] or {}).items()
         ]
-        trainer = _trainer(
+        trainer = make_trainer(
             cfg, callbacks=callbacks, logger=loggers, max_steps=cfg["steps"],
             accumulate_grad_batches=how["accumulate"], limit_val_batches=0, num_sanity_val_steps=0,
             default_root_dir=str(self.run_dir),
@@ -228,7 +226,7 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     Raises:
         SuffuseError: For everything a user can mend.
     """
-    _quiet()
+    quiet()
     files.check_drawable(saved, path)
     plain = _with_tuned_grid(_resolve(cfg), path)
     trained = saved["suffuse"]["config"]
@@ -245,8 +243,8 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     how |= {key: plain[key] for key in ("init", "mask", "strength") if plain[key] is not None}
     rows = sampling.rows(torch.arange(plain["num"]), raw, how)
     sampling.check_free(out, rows)
-    with _readable_failures(plain):
-        trainer = _trainer(plain, callbacks=[], logger=False, default_root_dir=str(out))
+    with readable(plain):
+        trainer = make_trainer(plain, callbacks=[], logger=False, default_root_dir=str(out))
         xs = sampling.run(trainer, raw, plain["batch_size"], out)
         if trainer.is_global_zero:
             write_samples(out, xs, rows, preview)
@@ -261,7 +259,7 @@ def _turns(cfg: Mapping[str, Any]) -> int:
     """
     counts = [len(value) for value in cfg["condition"].values() if isinstance(value, list)]
     if cfg["interpolate"] or not counts or max(counts) < 2:
-        raise ConfigError("share_seeds=true draws conditions that take turns from the same seeds; give one several values")
+        raise ConfigError("share_seeds=true draws conditions that take turns from the same seeds; give several values")
     return math.lcm(*counts)
 
 
@@ -271,7 +269,7 @@ def tune(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     Raises:
         SuffuseError: For everything a user can mend.
     """
-    _quiet()
+    quiet()
     files.check_drawable(saved, path)
     plain = _resolve(cfg)
     model = Model.load(saved, plain["weights"])
@@ -290,7 +288,7 @@ def tune(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     def show(done: int, total: int, error: float) -> None:
         progress.update(done, rate=done / (time.perf_counter() - began), error=error)
 
-    with _readable_failures({"batch_size": plain["num"]}), torch.inference_mode():
+    with readable({"batch_size": plain["num"]}), torch.inference_mode():
         denoiser, cond = model.guided(recipe, raw, plain["num"])
         seeds = plain["seed"] + torch.arange(plain["num"], device=model.device)
         codec = build(saved["suffuse"]["config"]["codec"], "codec", about=model.facts.about)
@@ -346,25 +344,9 @@ def _with_tuned_grid(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
     return {**cfg, "grid": {**cfg["grid"], "file": str(file)}}
 
 
-def _trainer(cfg: Mapping[str, Any], **options: Any) -> Trainer:
-    how = cfg["trainer"]
-    # Deterministic kernels are wanted, not the filling of fresh memory with NaN that torch adds to find bugs.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
-        return Trainer(
-            accelerator=how["accelerator"], devices=cfg["devices"] or how["devices"], num_nodes=how["num_nodes"],
-            strategy=how["strategy"], precision=how["precision"], deterministic=how["deterministic"],
-            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-            plugins=[AtomicIO()], **options,
-        )  # fmt: skip
-    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"trainer: {text}") from error
-
-
 def plain_config(cfg: DictConfig) -> dict[str, Any]:
     """Return the config of a job as plain values, checked; raises `ConfigError` for a value out of its range."""
-    _quiet()
+    quiet()
     plain = _resolve(cfg)
     check_limits(plain)
     return plain
@@ -401,37 +383,3 @@ def _version() -> str:
     from suffuse import __version__
 
     return __version__
-
-
-@contextlib.contextmanager
-def _readable_failures(cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Turn what a user can mend (memory, disk) into one line."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        if not isinstance(error, RuntimeError | MemoryError) or not (
-            isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text
-        ):
-            raise
-        if "batch_size" in cfg:
-            remedy = f"lower batch_size (now {cfg['batch_size']})"
-        else:
-            size = cfg["data"].get("batch_size")
-            remedy = f"lower data.batch_size (now {size}) and raise trainer.accumulate by as much, take a smaller model"
-        raise SuffuseError(f"out of memory: {remedy}, or set trainer.precision=bf16-mixed") from error
-    except OSError as error:
-        import errno
-
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise SuffuseError(f"no space left on the disk while writing {error.filename or 'a file'}") from error
-
-
-def _quiet() -> None:
-    """Keep Lightning's own lines off the screen: ours say the same, once."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger(name).handlers.clear()
-    warnings.filterwarnings("ignore", module=r"lightning\..*")
-    warnings.filterwarnings("ignore", message=".*num_workers.*")

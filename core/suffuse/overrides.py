@@ -48,8 +48,8 @@ def split(word: str) -> tuple[str, str, str]:
 def translate(argv: Sequence[str]) -> list[str]:
     """Return `argv` with short forms spelt out.
 
-    ``guidance=2`` is ``guidance=cfg guidance.scale=2``; ``task=autoencoder``, ``codec=latent`` and ``conditioner=image``
-    are the modality's own, where it has one: ``task=audio/autoencoder``.
+    ``guidance=2`` is ``guidance=cfg guidance.scale=2``; ``task=autoencoder``, ``codec=latent`` and
+    ``conditioner=image`` are the modality's own, where it has one: ``task=audio/autoencoder``.
     """
     words: list[str] = []
     modality = next((split(word)[2] for word in argv if split(word)[1] == "modality"), "")

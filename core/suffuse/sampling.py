@@ -110,9 +110,12 @@ class Sampling:
         if self.path is not None:
             return [self._between(i, raw, captions[i]) | common for i in index.tolist()]
         return [
-            {"index": i, "seed": self.seed + i // self.share, "condition": _condition(raw, i), "caption": captions[i], **common}
+            {
+                "index": i, "seed": self.seed + i // self.share, "condition": _condition(raw, i),
+                "caption": captions[i], **common,
+            }
             for i in index.tolist()
-        ]
+        ]  # fmt: skip
 
     def _between(self, i: int, raw: Mapping[str, Tensor], caption: str) -> dict[str, Any]:
         """Return what the manifest says of a sample between two ends."""

@@ -1,8 +1,8 @@
 """Store: what text encoders said of captions, on disk, so that no caption is encoded twice.
 
 A folder per encoder, named by a hash of its files and of how it is read; in it pairs of files of every process that
-wrote: numbers one after another, read through memory, and one line of JSON for each caption (hash of its text, where its
-numbers begin, their shape). A line is written when its numbers are on disk, so what an interrupted process left is
+wrote: numbers one after another, read through memory, and one line of JSON for each caption (hash of its text, where
+its numbers begin, their shape). A line is written when its numbers are on disk, so what an interrupted process left is
 read, and no process waits for another.
 """
 
