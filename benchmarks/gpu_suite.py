@@ -10,7 +10,11 @@ bare network's), `training` (samples/s and memory of the digit and DiT models in
 eight minutes more, and every one ends in 10,000 judged samples and molecules per second), `audio` (15 minutes on the
 Free Spoken Digit Dataset, named twice; needs its recordings in ../shared/data/fsdd), `video` (15 minutes on bouncing
 shapes of 32 frames at 64 x 64, named twice, ending in the attributes of 200 clips and of 200 rolled out to 128 frames),
-`video_speed` (frames/s and memory of a DiT-B on clips of 16 frames at 128 x 128, with and without checkpointing).
+`video_speed` (frames/s and memory of a DiT-B on clips of 16 frames at 128 x 128, with and without checkpointing),
+`image_text` (15 minutes on the rendered shapes with captions, named twice, ending in the attributes of 1,200 samples),
+`emoji` (text to emoji in pixels, named twice; needs ../shared/data/noto_emoji), `emoji_autoencoder` and then
+`emoji_latent` (the same in latents, one call each), `latent_pixel` (training and sampling of pixels and of latents at
+64 and 256 pixels, and what the emoji autoencoder loses).
 """
 
 from __future__ import annotations
@@ -269,6 +273,56 @@ def video_speed() -> dict[str, Any]:
     return rows
 
 
+GPU = ["trainer=gpu", "trainer.precision=bf16-mixed", "ckpt=auto", "every.preview=0", "every.checkpoint=1000"]
+IMAGE_TEXT = [
+    "modality=image", "experiment=image/shapes_text", "data.count=200000", "data.batch_size=256", "model.width=128",
+    "model.multipliers=[1,1.5]", "model.blocks=2", "model.placed=384", "conditioner.width=256", "steps=40000",
+    "optimizer.lr=6e-4", "metrics_num=1200", "name=gpu_text", *GPU,
+]  # fmt: skip
+EMOJI = ["modality=image", f"data.path={ROOT.parent / 'shared' / 'data' / 'noto_emoji'}", "data.batch_size=128", *GPU]
+
+
+def _image(words: list[str]) -> dict[str, Any]:
+    """Train a run of pictures for some minutes more; its own figures once it is done."""
+    code = trained(words)
+    name = next(word.partition("=")[2] for word in words if word.startswith("name="))
+    figures = ROOT / "outputs" / "image" / name / "metrics.json"
+    return {"train exit": code, **(json.loads(figures.read_text()) if figures.is_file() else {})}
+
+
+def image_text() -> dict[str, Any]:
+    """Train on rendered shapes with captions for some minutes more; attributes by kind, also of what was held out."""
+    return _image(IMAGE_TEXT)
+
+
+def emoji() -> dict[str, Any]:
+    """Train text to emoji in pixels for some minutes more; retrieval and Fréchet distance."""
+    return _image(["experiment=image/emoji", "model.width=128", "steps=20000", "name=gpu_emoji", *EMOJI])
+
+
+def emoji_autoencoder() -> dict[str, Any]:
+    """Train the autoencoder of emoji; PSNR, SSIM and Fréchet distance of reconstructions."""
+    return _image(["experiment=image/emoji_autoencoder", "model.width=64", "steps=12000", "name=gpu_emoji_ae", *EMOJI])
+
+
+def emoji_latent() -> dict[str, Any]:
+    """Train text to emoji in the latents of `emoji_autoencoder`; retrieval and Fréchet distance."""
+    ckpt = ROOT / "outputs" / "image" / "gpu_emoji_ae"
+    words = ["experiment=image/emoji_latent", f"codec.ckpt={ckpt}", "model.width=128", "steps=20000"]
+    return _image([*words, "name=gpu_emoji_latent", *EMOJI])
+
+
+def latent_pixel() -> dict[str, Any]:
+    """Training and sampling speed of pixels and latents at 64 and 256 pixels, and what the codec loses."""
+    script, run = ROOT / "benchmarks" / "latent_pixel.py", ROOT / "outputs" / "image" / "gpu_emoji_ae"
+    more = ["--autoencoder", str(run)] if (run / "metrics.json").is_file() else []
+    done = subprocess.run(
+        [sys.executable, str(script), "--json", "--device", "cuda", "--batch", "32", "--width", "128", *more],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return dict(json.loads(done.stdout)) if done.returncode == 0 else {"error": done.stderr[-2000:]}
+
+
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "tests": tests,
     "sampler": sampler,
@@ -278,6 +332,11 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "audio": audio,
     "video": video,
     "video_speed": video_speed,
+    "image_text": image_text,
+    "emoji": emoji,
+    "emoji_autoencoder": emoji_autoencoder,
+    "emoji_latent": emoji_latent,
+    "latent_pixel": latent_pixel,
 }
 
 

@@ -58,5 +58,5 @@ def test_bytes_and_parts() -> None:
 def test_bad_arguments(options, said) -> None:
     with pytest.raises(ConfigError, match=said):
         Captions([["a"]], **options)
-    with pytest.raises(ConfigError, match="1 items have rewritten"):
+    with pytest.raises(ConfigError, match=r"1 items have rewritten"):
         Captions([["a"], ["b"]], [["A"]])

@@ -46,7 +46,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     transformers.CLIPTextModelWithProjection(clip).save_pretrained(root / "clip")
     llm = transformers.LlamaConfig(
-        vocab_size=count, hidden_size=10, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+        vocab_size=count, hidden_size=12, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
         max_position_embeddings=32, eos_token_id=1, pad_token_id=0, bos_token_id=3,
     )  # fmt: skip
     transformers.LlamaModel(llm).save_pretrained(root / "llm")
@@ -186,6 +186,6 @@ def test_bad_arguments(models: Path, options: dict[str, Any], said: str) -> None
 
 
 def test_a_folder_without_an_encoder_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="transformers cannot load it") as caught:
+    with pytest.raises(ConfigError, match=r"transformers cannot load it") as caught:
         EncodedText(path=str(tmp_path))
     assert "\n" not in str(caught.value)
