@@ -16,6 +16,7 @@ from suffuse.text import captions_of
 from torch import Tensor
 
 from suffuse_video.grammar import Clip, by_caption, held_out
+from suffuse_video.ragged import alone, each
 from suffuse_video.watch import Seen, watch
 
 __all__ = ["Attributes", "figures"]
@@ -41,24 +42,25 @@ class Attributes:
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def __call__(self, samples: Tensor, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
+    def __call__(self, samples: Any, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
         """Return the figures.
 
         Arguments:
-            samples: Clips (K, 3, T, H, W) in [0, 1].
+            samples: Clips (K, 3, T, H, W) in [0, 1], or of lengths of their own, see `suffuse_video.ragged`.
             cond: Conditions of the samples, with ``text``.
             data: The data of the run.
 
         Raises:
             DataError: When no caption is one of the grammar's.
         """
-        found = _asked(samples, captions_of(cond["text"])) if "text" in cond else []
+        found = _asked(each(samples), captions_of(cond["text"])) if "text" in cond else []
         if not found:
             raise DataError("metrics: no caption is one of the embedded set's; use metrics=video/features")
         seen = [watch(x) for _, x in found]
         result = figures([clip for clip, _ in found], seen, self.seed)
         real = data.sample(200, held_out=True)
-        pairs = _asked([item["x"] for item in real], [captions_of(item["cond"]["text"][None])[0] for item in real])
+        texts = [captions_of(item["cond"]["text"][None])[0] for item in real]
+        pairs = _asked([alone(item["x"]) for item in real], texts)
         of_real = [watch(x) for _, x in pairs]
         whole = figures([clip for clip, _ in pairs], of_real, self.seed)
         right = np.mean([s.values == clip.values for (clip, _), s in zip(pairs, of_real, strict=True)])

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from suffuse.data import Data
-from suffuse.text import captions_of
-from torch import Tensor
+from suffuse.metrics import Suited
 
 from suffuse_video.grammar import by_caption
 from suffuse_video.metrics.attributes import Attributes
@@ -15,7 +11,7 @@ from suffuse_video.metrics.features import Features
 __all__ = ["Auto"]
 
 
-class Auto:
+class Auto(Suited):
     """`Attributes` for the embedded set's captions, `Features` for data with classes; nothing for other data.
 
     Arguments:
@@ -24,13 +20,4 @@ class Auto:
     """
 
     def __init__(self, train_steps: int = 400, seed: int = 0) -> None:
-        self.attributes, self.features = Attributes(seed), Features(train_steps, seed)
-
-    def __call__(self, samples: Tensor, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
-        """Return the figures of clips (K, 3, T, H, W) drawn for the conditions `cond`."""
-        figures: dict[str, float] = {}
-        if "text" in cond and any(caption in by_caption() for caption in captions_of(cond["text"])):
-            figures |= self.attributes(samples, cond, data)
-        if len(data.spec.labels) > 1 and len(samples) > 1:
-            figures |= self.features(samples, cond, data)
-        return figures
+        super().__init__(Attributes(seed), Features(train_steps, seed), by_caption)

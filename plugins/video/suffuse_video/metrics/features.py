@@ -18,6 +18,8 @@ from suffuse.text import captions_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from suffuse_video.ragged import together
+
 __all__ = ["ClipNet", "Features", "train"]
 
 SIDE, FRAMES, CAPTIONS = 32, 16, 400
@@ -111,17 +113,19 @@ class Features:
         self.train_steps, self.seed = train_steps, seed
         self._kept: tuple[Data, _Real] | None = None
 
-    def __call__(self, samples: Tensor, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
+    def __call__(self, samples: Any, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
         """Return the figures.
 
         Arguments:
-            samples: Clips (K, 3, T, H, W) in [0, 1].
+            samples: Clips (K, 3, T, H, W) in [0, 1], or of lengths of their own, see `suffuse_video.ragged`: of all the
+                last frame is then held until they are as long as in training.
             cond: Conditions of the samples, with ``label`` or ``text``.
             data: The data of the run.
 
         Raises:
             DataError: With fewer than two samples or classes, or too many captions to tell apart.
         """
+        samples = together(samples, int(data.spec.about.get("frames", FRAMES)))
         if len(samples) < 2:
             raise DataError("metrics: fewer than two samples; raise metrics_num")
         if self._kept is None or self._kept[0] is not data:
@@ -178,7 +182,12 @@ def _taken(data: Data, limit: int, held_out: bool) -> tuple[Tensor, list[Any]]:
     conds: dict[str, Tensor] = torch.utils.data.default_collate([dict(item["cond"]) for item in items])
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
     asked = _asked(conds, len(items))
-    return torch.cat([_small(items[i]["x"][None]) for i in order]), [asked[i] for i in order]
+    frames = int(data.spec.about.get("frames", FRAMES))
+
+    def clip(x: Any) -> Tensor:
+        return together({name: leaf[None] for name, leaf in x.items()}, frames) if isinstance(x, Mapping) else x[None]
+
+    return torch.cat([_small(clip(items[i]["x"])) for i in order]), [asked[i] for i in order]
 
 
 def _small(x: Tensor) -> Tensor:

@@ -1,0 +1,143 @@
+"""Fvd: Fréchet video distance in the features of a pretrained model.
+
+The distance of two Gaussians fitted to features of clips ("Towards Accurate Generative Models of Video: A New Metric &
+Challenges", Unterthiner et al. 2018, section 3), here the mean of VideoMAE's last hidden states: features of a model
+that was trained without labels count motion as well as looks, those of the action classifier I3D mostly single frames
+("On the Content Bias in Fréchet Video Distance", Ge et al. 2024, section 4). Unlike `Features` it compares runs on
+different data.
+
+It reads a folder of transformers. I3D itself goes about as a TorchScript file, which is a program that runs when it is
+read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from suffuse.data import Data, spaced
+from suffuse.errors import ConfigError, DataError
+from suffuse.frechet import frechet
+from torch import Tensor
+from torch.nn import functional as F
+
+from suffuse_video.ragged import alone, each
+
+__all__ = ["Fvd", "VideoMae"]
+
+_log = logging.getLogger(__name__)
+
+
+class VideoMae:
+    """A VideoMAE encoder.
+
+    Arguments:
+        path: A folder with ``config.json``, ``preprocessor_config.json`` and ``model.safetensors``, or a name on the
+            hub.
+        download: Allow the hub; else only what is on disk.
+        batch: Clips at a time.
+
+    Raises:
+        ConfigError: Without `path`, without transformers, or when there is no such model.
+    """
+
+    def __init__(self, path: str | None, download: bool = False, batch: int = 8) -> None:
+        if not path:
+            raise ConfigError("metrics.path is not set; give a folder with a VideoMAE model (config.json, safetensors)")
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ConfigError(f"metrics.batch={batch} must be a whole number of at least 1")
+        self.batch = batch
+        processor, self.model = _loaded(str(path), download)
+        self.frames, self.side = int(self.model.config.num_frames), int(self.model.config.image_size)
+        self.mean, self.std = (torch.tensor(v).view(1, 1, 3, 1, 1) for v in (processor.image_mean, processor.image_std))
+
+    @torch.no_grad()
+    def __call__(self, clips: Sequence[Tensor]) -> Tensor:
+        """Return features (K, D) of clips (3, T, H, W) in [0, 1].
+
+        The frames that the model sees are spread evenly over the clip, repeated where it has fewer; the whole frame is
+        brought to the model's square.
+        """
+        self.model.to(clips[0].device)
+        parts = [clips[i : i + self.batch] for i in range(0, len(clips), self.batch)]
+        return torch.cat([self._features(torch.stack([self._seen(x) for x in part])) for part in parts]).cpu()
+
+    def _seen(self, clip: Tensor) -> Tensor:
+        """Return what the model sees of a clip, (frames, 3, side, side)."""
+        chosen = torch.linspace(0, clip.shape[1] - 1, self.frames).round().long()
+        frames = clip.float()[:, chosen].transpose(0, 1)
+        return F.interpolate(frames, (self.side, self.side), mode="bilinear", antialias=True, align_corners=False)
+
+    def _features(self, x: Tensor) -> Tensor:
+        out = self.model(pixel_values=(x - self.mean.to(x)) / self.std.to(x)).last_hidden_state
+        features: Tensor = out.float().mean(1)
+        return features
+
+
+class Fvd:
+    """Fréchet video distance of samples to training clips, beside that of held-out clips.
+
+    - ``fvd``: distance of the samples to `reference` training clips, 0 at best.
+    - ``fvd_real``: distance of held-out clips to them. It is what a perfect model would score.
+    - ``fvd_num``: how many clips either is of: as many held-out ones as samples, for few clips are further away.
+
+    Arguments:
+        path: See `VideoMae`.
+        download: See `VideoMae`.
+        batch: See `VideoMae`.
+        reference: Training clips that are looked at, evenly spaced.
+
+    Raises:
+        ConfigError: As `VideoMae`, and when `reference` is below 2.
+    """
+
+    def __init__(self, path: str | None = None, download: bool = False, batch: int = 8, reference: int = 1000) -> None:
+        if isinstance(reference, bool) or not isinstance(reference, int) or reference < 2:
+            raise ConfigError(f"metrics.reference={reference} must be a whole number of at least 2")
+        self.model, self.reference = VideoMae(path, download, batch), reference
+
+    def __call__(self, samples: Any, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
+        """Return the figures of samples (K, 3, T, H, W), or of lengths of their own, see `suffuse_video.ragged`.
+
+        Raises:
+            DataError: With fewer than two samples or held-out clips.
+        """
+        samples = [x.nan_to_num().clamp(0, 1) for x in each(samples)]
+        val: Any = data.val
+        count = min(len(samples), len(val))
+        if count < 2:
+            raise DataError(f"metrics: {count} clips are too few for a distance; raise metrics_num or hold out more")
+        of_train = self._real(data.train, self.reference)
+        _log.info("metrics: Fréchet distances of %d clips to %d training clips", count, len(of_train))
+        return {
+            "fvd": frechet(self.model(samples[:count]), of_train),
+            "fvd_real": frechet(self._real(val, count), of_train),
+            "fvd_num": float(count),
+        }
+
+    def _real(self, split: Any, count: int) -> Tensor:
+        chosen, size = spaced(len(split), count), self.model.batch
+        parts = [[alone(split[k]["x"]) for k in chosen[i : i + size]] for i in range(0, len(chosen), size)]
+        return torch.cat([self.model(part) for part in parts])
+
+
+def _loaded(path: str, download: bool) -> tuple[Any, Any]:
+    """Return image processor and model in evaluation mode."""
+    folder = Path(path).expanduser()
+    if not download and not folder.is_dir():
+        raise ConfigError(f"metrics.path={path}: no such folder; allow the hub with metrics.download=true")
+    try:
+        from transformers import VideoMAEImageProcessor, VideoMAEModel
+    except ImportError as error:
+        raise ConfigError("metrics=video/fvd needs transformers: pip install 'suffuse[text]'") from error
+    where = str(folder) if folder.is_dir() else path
+    try:
+        processor = VideoMAEImageProcessor.from_pretrained(where, local_files_only=not download)
+        model = VideoMAEModel.from_pretrained(where, local_files_only=not download, use_safetensors=True)
+    except Exception as error:  # the library raises a dozen kinds for what a wrong folder or no network causes
+        text = " ".join(str(error).split())[:300]
+        raise ConfigError(f"metrics.path={path}: transformers cannot load it ({text})") from error
+    return processor, model.eval().requires_grad_(False)
