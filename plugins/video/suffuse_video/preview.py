@@ -14,6 +14,7 @@ from suffuse.errors import ConfigError, suggest
 from torch import Tensor
 
 from suffuse_video.placing import placed
+from suffuse_video.ragged import alone, each
 from suffuse_video.writing import enlarged, frames_of, write_gif, write_mp4, write_png
 
 __all__ = ["Filmstrip"]
@@ -52,28 +53,29 @@ class Filmstrip:
         self._shown: tempfile.TemporaryDirectory[str] | None = None
         self.frames, self.most, self.fps = frames, most, float((about or {}).get("fps", 8.0))
 
-    def save(self, x: Tensor, stem: Path) -> Path:
+    def save(self, x: Any, stem: Path) -> Path:
         """Write one clip (3, T, H, W) in [0, 1] to `stem` plus ``.mp4`` and ``.gif``; return the first of them."""
-        return self._save(x, stem)
+        return self._save(alone(x), stem)
 
-    def write(self, xs: Tensor, rows: Sequence[dict[str, Any]], out: Path) -> None:
+    def write(self, xs: Any, rows: Sequence[dict[str, Any]], out: Path) -> None:
         """Write the files of all samples and add ``file``, ``frames``, ``fps`` and ``seconds`` to their rows.
 
         Title and comment of an MP4 say caption, seed, sampler and checkpoint.
         """
-        for x, row in zip(xs, rows, strict=True):
+        for x, row in zip(each(xs), rows, strict=True):
             said = [f"seed {row['seed']}"] if "seed" in row else []
             note = ", ".join(said + [str(row[key]) for key in ("sampler", "checkpoint") if key in row])
             path = self._save(x, out / f"{row['index']:05d}", title=row["caption"], comment=note)
             row["file"] = path.name
             row |= {"frames": x.shape[1], "fps": self.fps, "seconds": round(x.shape[1] / self.fps, 4)}
 
-    def overview(self, xs: Tensor, captions: Sequence[str], path: Path) -> Path:
+    def overview(self, xs: Any, captions: Sequence[str], path: Path) -> Path:
         """Write one PNG with a strip of frames per clip (B, 3, T, H, W) below its caption; return `path`.
 
         Raises:
             ValueError: When there are no clips, or not one caption each.
         """
+        xs = each(xs)
         if not len(xs) or len(xs) != len(captions):
             raise ValueError(f"{len(xs)} clips and {len(captions)} captions make no sheet")
         strips = [self._strip(x) for x in xs[: self.most]]
@@ -100,14 +102,14 @@ class Filmstrip:
         temporary.replace(path)
         return path
 
-    def media(self, xs: Tensor, captions: Sequence[str]) -> list[Any]:
+    def media(self, xs: Any, captions: Sequence[str]) -> list[Any]:
         """Return one ``wandb.Video`` per clip."""
         import wandb  # takes a second that runs without W&B need not wait
 
         found = []
         # W&B copies a file when it is logged: what was shown last time is no longer needed.
         self._shown = tempfile.TemporaryDirectory(prefix="suffuse-video-")
-        for number, (x, caption) in enumerate(zip(xs, captions, strict=True)):
+        for number, (x, caption) in enumerate(zip(each(xs), captions, strict=True)):
             file = write_mp4(_clip(x), Path(self._shown.name) / f"{number:05d}.mp4", self.fps)
             found.append(wandb.Video(str(file), caption=caption, format="mp4"))
         return found

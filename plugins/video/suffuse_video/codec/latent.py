@@ -8,7 +8,7 @@ z = (E[z | 2 x - 1] - m) / s, see `suffuse.latent`. The autoencoder is frozen an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +16,14 @@ from suffuse.autoencoder import Coder, Frozen
 from suffuse.errors import ConfigError
 from suffuse.latent import Latent as Base
 from suffuse.latent import checked, moments
+from suffuse.state import State
 from torch import Tensor, nn
 
-from suffuse_video.codec.pixels import wanted
+from suffuse_video.codec.pixels import asked
 from suffuse_video.codec.pretrained import Pretrained
 from suffuse_video.codec.sizes import Sizes
 from suffuse_video.codec.tiles import tile_in
+from suffuse_video.ragged import Spans, drawn, together
 
 __all__ = ["Latent"]
 
@@ -38,7 +40,7 @@ class Latent(Base):
             frames.
         statistics: ``data`` for m and s measured on the data, ``own`` for those that come with the autoencoder.
         about: Facts of the data: ``frames``, ``height``, ``width``.
-        frames: Frames of the samples that are drawn; by default those of the training data.
+        frames: Frames of the samples that are drawn; see `Pixels`.
 
     Raises:
         ConfigError: Without exactly one of `ckpt` and `path`, without diffusers for the latter, when clips of the data
@@ -49,7 +51,7 @@ class Latent(Base):
     def __init__(
         self, ckpt: str | None = None, path: str | None = None, download: bool = False, batch: int = 8,
         tile: int | None = None, statistics: str = "data", about: Mapping[str, Any] | None = None,
-        frames: int | None = None,
+        frames: int | Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         nn.Module.__init__(self)
         if bool(ckpt) == bool(path):
@@ -60,8 +62,10 @@ class Latent(Base):
             raise ConfigError(f"codec.batch={batch} must be a whole number of at least 1")
         if statistics not in ("data", "own"):
             raise ConfigError(f"codec.statistics={statistics} is neither 'data' nor 'own'")
-        self.frames, facts = wanted(frames), dict(about or {})
-        if self.frames and facts:
+        facts = dict(about or {})
+        self.asked, self.lengths, self.trained = asked(frames, facts), facts.get("lengths"), facts.get("frames")
+        self.frames = max(self.asked) if self.asked else None
+        if self.frames and facts and not self.lengths:
             facts["frames"] = self.frames
         self.coder: Coder = Pretrained(str(path), download, facts, batch) if path else Frozen(ckpt, facts, batch)
         key, name = ("codec.path", path) if path else ("codec.ckpt", ckpt)
@@ -73,24 +77,56 @@ class Latent(Base):
         self.standardise(stats)
         self.sizes = Sizes(self.coder, f"{key}={name}")
         self.shape = self.sizes.latent([int(facts[k]) for k in ("frames", "height", "width")]) if facts else ()
+        self.size = tuple(int(facts[k]) for k in ("height", "width")) if facts else ()
+        self.spans = Spans(super().encode, super().decode, self._span)
         self.implied = getattr(self.coder.codec, "implied", {})
         if tile is not None:
             tile_in(self.coder, tile)
         self.eval()
 
-    def measure(self, x: Tensor) -> Mapping[str, Any]:
+    def _span(self, frames: int) -> tuple[int, int]:
+        """Return the frames of the least clip of at least so many that comes back whole, and those of its latent."""
+        for t in range(frames, frames + 65):
+            found = self.sizes.find(t, *self.size)
+            if found is not None:
+                return t, found[1]
+        return frames, self.sizes.latent((frames, *self.size))[1]  # raises, and says what would do
+
+    def measure(self, x: Any) -> Mapping[str, Any]:
         """Return mean and deviation of every latent channel, and a hash of the weights."""
+        if isinstance(x, Mapping):
+            x = together(x, int(self.trained or 1))
         return (self.own or moments(self.coder.encode(x))) | {"autoencoder": self.coder.digest()}
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Any) -> Any:
         """Return standardised latents (B, D, T', H', W').
 
         Arguments:
-            x: Clips in [0, 1], shape (B, 3, T, H, W).
+            x: Clips in [0, 1], shape (B, 3, T, H, W), or of lengths of their own, see `suffuse_video.ragged`.
         """
+        if isinstance(x, Mapping):
+            return self.spans.encode(x)
         self.sizes.latent(x.shape[2:])
         return super().encode(x)
 
-    def like(self, seeds: Tensor, raw: Mapping[str, Tensor], device: torch.device | str) -> Tensor:
-        """Return an empty state of the wanted length, one row per seed."""
-        return torch.empty(len(seeds), *self.shape, device=device)
+    def decode(self, state: Any) -> Any:
+        """Return clips."""
+        if isinstance(state, Mapping) and "length" in state:
+            return self.spans.decode(state, int(self.trained or 1))
+        return super().decode(state)
+
+    def like(self, seeds: Tensor, raw: Mapping[str, Tensor], device: torch.device | str) -> State:
+        """Return an empty state of the wanted length, one row per seed; of several, their masks and lengths."""
+        if not self.lengths:
+            return torch.empty(len(seeds), *self.shape, device=device)
+        return self.spans.empty(drawn(seeds, self.asked, self.lengths), int(self.trained or 1), self.shape, device)
+
+    def open(self, init: str, mask: str | None) -> Any:
+        """Return the latent of a file, see `suffuse.latent.Latent.open`.
+
+        Raises:
+            ConfigError: Where clips have lengths of their own.
+        """
+        if self.lengths:
+            raise ConfigError(f"init={init}: latents of lengths of their own are not edited; use codec=video/pixels")
+        return super().open(init, mask)

@@ -40,6 +40,7 @@ class Folder(Data):
         fps: Frames per second that everything is brought to; None takes the frames as they follow one another.
         fit: ``crop``, ``letterbox`` or ``stretch``.
         short: What follows the end of a file that is shorter than a clip: ``hold``, ``repeat`` or ``error``.
+        mask: Nothing follows it: clips have lengths of their own, up to `frames`, see `suffuse_video.ragged`.
         background: Colour behind transparency and beside letterboxed clips.
         buckets: Shapes [[frames, height, width], …] in place of one, ``auto`` for a few that suit the files within
             `frames` and the pixels of `size`, or None.
@@ -64,7 +65,7 @@ class Folder(Data):
         self, path: str | None = None, frames: int = 16, size: int | Sequence[int] = 64, fps: float | None = 8.0,
         fit: str = "crop", short: str = "hold", background: str = "black", buckets: Any = None,
         scale_batch: bool = False, crop: bool = True, flip: bool = False, frame_folders: bool = True,
-        val_fraction: float = 0.1, cache: bool = True, max_bad: float = 0.01, **options: Any,
+        val_fraction: float = 0.1, mask: bool = False, cache: bool = True, max_bad: float = 0.01, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(**options)
         if not path:
@@ -75,7 +76,7 @@ class Folder(Data):
         self.shape = Shape(whole(frames, "data.frames"), *sides(size))
         self.asked = None if buckets in (None, "auto") else listed(buckets)
         self.auto, self.scale_batch, self.crop, self.flip = buckets == "auto", scale_batch, crop, flip
-        self.reader = Reader(Decoder(fps, fit, short, background), cache, max_bad)
+        self.reader = Reader(Decoder(fps, fit, "hold" if mask else short, background), cache, max_bad, mask=mask)
 
     def setup(self) -> None:
         """List the folder, choose the buckets, and decode what is kept in memory."""
@@ -101,6 +102,8 @@ class Folder(Data):
         about = facts(self._largest(self.train), self._rate(), texts)
         if len(self.shapes) > 1:
             about["buckets"] = [list(shape) for shape in self.shapes]
+        if self.reader.mask:
+            about["lengths"] = sorted({self.train.frames(i) for i in range(len(self.train))})
         self.spec = Spec(labels=labels, about=about)
 
     def describe(self) -> str:

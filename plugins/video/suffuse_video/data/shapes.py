@@ -28,10 +28,13 @@ class Rendered(Dataset[Any]):
         pixels: uint8 (N, 3, T, H, W).
         captions: One per clip.
         starts: First frame of each clip.
+        lengths: Frames of each clip, shape (N,), see `suffuse_video.ragged`; None where all have T.
     """
 
-    def __init__(self, pixels: Tensor, captions: list[str], starts: list[int]) -> None:
-        self.pixels, self.captions = pixels, captions
+    def __init__(
+        self, pixels: Tensor, captions: list[str], starts: list[int], lengths: Tensor | None = None
+    ) -> None:
+        self.pixels, self.captions, self.lengths = pixels, captions, lengths
         self.starts = torch.tensor(starts, dtype=torch.float32)
         unique = list(dict.fromkeys(captions))
         self._texts, self._of = torch.stack([encoded(text) for text in unique]), [unique.index(c) for c in captions]
@@ -41,13 +44,19 @@ class Rendered(Dataset[Any]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.batch([index])
-        return {"x": item["x"][0], "cond": {k: v[0] for k, v in item["cond"].items()}, "index": index}
+        x = item["x"] if self.lengths is None else None
+        one = {name: leaf[0] for name, leaf in item["x"].items()} if x is None else x[0]
+        return {"x": one, "cond": {k: v[0] for k, v in item["cond"].items()}, "index": index}
 
     def batch(self, keys: list[int]) -> dict[str, Any]:
         """Return a whole batch."""
         text = self._texts[[self._of[i] for i in keys]]
         cond = {"text": text, CLOCK: self.starts[keys]}
-        return {"x": self.pixels[keys].float() / 255, "cond": cond, "index": torch.tensor(keys)}
+        x: Any = self.pixels[keys].float() / 255
+        if self.lengths is not None:
+            mask = torch.arange(x.shape[2]) < self.lengths[keys][:, None]
+            x = {"x": x * mask[:, None, :, None, None], "mask": mask}
+        return {"x": x, "cond": cond, "index": torch.tensor(keys)}
 
 
 class Shapes(Data):
@@ -63,6 +72,7 @@ class Shapes(Data):
         size: Side in pixels.
         later: Share of the clips that start after the beginning.
         fps: Frames per second, for the files.
+        mask: Clips have lengths of their own, from half of `frames` on, see `suffuse_video.ragged`.
         options: Arguments of `suffuse.data.Data`.
 
     Raises:
@@ -70,8 +80,9 @@ class Shapes(Data):
     """
 
     def __init__(
-        self, count: int = 12_000, frames: int = 8, size: int = 24, later: float = 0.3, fps: float = 8.0, **options: Any
-    ) -> None:
+        self, count: int = 12_000, frames: int = 8, size: int = 24, later: float = 0.3, fps: float = 8.0,
+        mask: bool = False, **options: Any,
+    ) -> None:  # fmt: skip
         super().__init__(**options)
         for name, value, least in (("count", count, 1), ("frames", frames, 1), ("size", size, 16)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -79,6 +90,7 @@ class Shapes(Data):
         if not 0 <= later < 1:
             raise ConfigError(f"data.later={later} must be a share from 0 to below 1")
         self.count, self.frames, self.size, self.later, self.fps = count, frames, size, later, float(fps)
+        self.mask = mask
 
     def setup(self) -> None:
         """Render both splits."""
@@ -94,6 +106,8 @@ class Shapes(Data):
             "frames": self.frames, "height": self.size, "width": self.size, "fps": self.fps, "text": True,
             "clock": CLOCK, "prompts": _prompts(seen, unseen),
         }  # fmt: skip
+        if self.train.lengths is not None:
+            about["lengths"] = sorted(set(self.train.lengths.tolist()))
         self.spec = Spec(scalars=(CLOCK,), about=about)
 
     def describe(self) -> str:
@@ -112,7 +126,9 @@ class Shapes(Data):
             pixels[i] = torch.from_numpy(np.rint(clear * 255).astype(np.uint8))
             captions.append(clip.caption)
             starts.append(start)
-        return Rendered(pixels, captions, starts)
+        lengths = [int(np.random.default_rng([first + i, 11]).integers(-(-self.frames // 2), self.frames + 1))
+                   for i in range(count)]  # fmt: skip
+        return Rendered(pixels, captions, starts, torch.tensor(lengths) if self.mask else None)
 
 
 def _prompts(seen: list[Clip], unseen: list[Clip]) -> list[str]:
@@ -132,5 +148,6 @@ def _joined(a: Rendered, b: Rendered) -> Rendered:
     order = torch.arange(2 * len(a)).view(2, -1).T.flatten()
     captions, starts = [*a.captions, *b.captions], torch.cat([a.starts, b.starts])
     return Rendered(
-        torch.cat([a.pixels, b.pixels])[order], [captions[i] for i in order], [int(starts[i]) for i in order]
-    )
+        torch.cat([a.pixels, b.pixels])[order], [captions[i] for i in order], [int(starts[i]) for i in order],
+        None if a.lengths is None or b.lengths is None else torch.cat([a.lengths, b.lengths])[order],
+    )  # fmt: skip

@@ -30,6 +30,8 @@ class FoldedUNet(nn.Module):
 
     def __init__(self, shape: Sequence[int], about: Mapping[str, Any] | None = None, **options: Any) -> None:
         super().__init__()
+        if isinstance(shape, Mapping):
+            raise ConfigError("model: frames as channels have one number; masks need attention: model=video/tubes")
         if len(shape) != 4:
             raise ConfigError(f"model: a state of shape {tuple(shape)} is no clip (C, T, H, W)")
         channels, self.frames, *size = shape
