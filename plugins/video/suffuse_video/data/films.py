@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 
 from suffuse_video.data.decode import MIDDLE, Decoder, Shape
 from suffuse_video.files import ClipError, Head
+from suffuse_video.ragged import item
 
 __all__ = ["Film", "Films", "Reader"]
 
@@ -60,6 +61,7 @@ class Reader:
         cache: Keep decoded films in memory, up to 4 GiB.
         max_bad: Fraction of the files that may be damaged.
         key: The config key that names the files, for messages.
+        mask: Clips of shorter files end where the files end, see `suffuse_video.ragged`.
 
     Raises:
         ConfigError: When `max_bad` is not in [0, 1).
@@ -69,6 +71,7 @@ class Reader:
     cache: bool = True
     max_bad: float = 0.01
     key: str = "data.path"
+    mask: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad < 1:
@@ -181,10 +184,15 @@ class Films(Dataset[dict[str, Any]]):
         if drawn and self.flip and mix(self.seed, epoch or 0, index, 32) % 2:
             x = x.flip(-1)
         film = self.films[index]
+        whole = item(x, self.frames(index)) if self.reader.mask else x
         cond: dict[str, Any] = {"label": film.label} if self.labels else {}
         if self.texts:
             cond["text"] = encoded(film.text)
-        return {"x": x, "cond": cond, "index": index}
+        return {"x": whole, "cond": cond, "index": index}
+
+    def frames(self, index: int) -> int:
+        """Return how many frames of a clip its file has."""
+        return max(1, min(self.heads[index].count(self.reader.decoder.fps), self.shapes[index].frames))
 
     def _fetch(self, index: int, place: float) -> tuple[Tensor, int]:
         """Return the pixels of an item, and the index of the item they belong to."""

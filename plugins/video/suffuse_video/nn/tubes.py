@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from suffuse.errors import ConfigError
 from suffuse.nn import DiT
+from suffuse.state import State
 from torch import Tensor, nn
 
 __all__ = ["TubeDiT"]
@@ -35,11 +36,13 @@ class TubeDiT(nn.Module):
         self, shape: Sequence[int], refine: int = 32, about: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
         super().__init__()
+        whole: Any = shape  # of named fields, those of x and its mask, see `suffuse_video.ragged`
+        shape = whole["x"] if isinstance(whole, Mapping) and "x" in whole else shape
         if len(shape) != 4:
             raise ConfigError(f"model: a state of shape {tuple(shape)} is no clip (C, T, H, W)")
         if isinstance(refine, bool) or not isinstance(refine, int) or refine < 1:
             raise ConfigError(f"model.refine={refine} must be a whole number of at least 1")
-        self.network = DiT(shape, **options)
+        self.network = DiT(whole, **options)
         self.self_condition = self.network.self_condition
         self.refine = nn.Sequential(
             nn.Conv2d(2 * shape[0] + 1, refine, 3, padding=1), nn.SiLU(),
@@ -50,11 +53,20 @@ class TubeDiT(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(
-        self, x: Tensor, noise: Tensor, cond: Mapping[str, Tensor] | None = None, previous: Tensor | None = None
-    ) -> Tensor:
-        """Return F of the shape of x; `noise` is (B,), or (B, T) with a level per frame."""
+        self, x: State, noise: Tensor, cond: Mapping[str, Tensor] | None = None, previous: State | None = None
+    ) -> State:
+        """Return F of the shape of x; `noise` is (B,), or (B, T) with a level per frame.
+
+        With a mask, ``{"x": …, "mask": (B, T)}``, nothing is attended to that does not exist.
+        """
         rough = self.network(x, noise, cond, previous)
-        assert isinstance(rough, Tensor)  # of one tensor, one tensor
+        if isinstance(x, Mapping) and isinstance(rough, Mapping):
+            return {"x": self._smoothed(rough["x"], x["x"], noise)}
+        return self._smoothed(rough, x, noise)
+
+    def _smoothed(self, rough: State, x: State, noise: Tensor) -> Tensor:
+        """Return what the transformer says, corrected by the convolutions within each frame."""
+        assert isinstance(rough, Tensor) and isinstance(x, Tensor)  # of one tensor, one tensor
         frames = x.shape[2]
         level = noise[:, None].expand(-1, frames) if noise.ndim == 1 else noise
         if level.shape[1] != frames:
