@@ -9,15 +9,14 @@ training runs, stands aside for the next; more than the fraction `max_bad` of th
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from suffuse.errors import ConfigError, DataError
+from suffuse.damage import check_fraction, in_threads, judge
+from suffuse.errors import DataError
 from suffuse.text import encoded
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -31,7 +30,6 @@ __all__ = ["FileSet", "Reader", "Sound"]
 
 MEMORY = 2 * 2**30
 """Bytes of decoded sound above which `cache` gives way."""
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -78,8 +76,7 @@ class Reader:
     mask: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_bad < 1:
-            raise ConfigError(f"data.max_bad={self.max_bad} must be a fraction, at least 0 and below 1")
+        check_fraction(self.max_bad)
 
     def read(
         self, sounds: Sequence[Sound], seed: int, labels: bool, texts: bool, crop: bool, vary: bool = False
@@ -97,12 +94,12 @@ class Reader:
         Raises:
             DataError: When more than `max_bad` of them are damaged.
         """
-        heads = _in_threads(self._head, sounds)
+        heads = in_threads(self._head, sounds)
         size = sum(2 * self.decoder.channels * h.seconds * self.decoder.rate for h in heads if isinstance(h, Info))
         keep = self.cache and size <= MEMORY
         if self.cache and not keep:
             _log.warning("the sounds take %.1f GiB: reading them by stretches", size / 2**30)
-        kept: list[Tensor | SoundError | None] = _in_threads(self._whole, sounds) if keep else [None] * len(sounds)
+        kept: list[Tensor | SoundError | None] = in_threads(self._whole, sounds) if keep else [None] * len(sounds)
         bad = {i: h for i, h in enumerate(heads) if isinstance(h, SoundError)}
         bad |= {i: x for i, x in enumerate(kept) if isinstance(x, SoundError)}
         self.judge(bad, sounds)
@@ -114,16 +111,7 @@ class Reader:
 
     def judge(self, bad: Mapping[int, SoundError], sounds: Sequence[Sound]) -> None:
         """Log the damaged sounds, or raise `DataError` when they are too many."""
-        if not bad:
-            return
-        shown = ", ".join(f"{sounds[i].name} ({reason})" for i, reason in list(bad.items())[:3])
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        if len(bad) > self.max_bad * len(sounds):
-            raise DataError(
-                f"{self.key}: {len(bad)} of {len(sounds)} sounds cannot be used: {shown}{more}; repair or remove them, "
-                f"or allow for more with data.max_bad (now {self.max_bad:g})"
-            )
-        _log.warning("%d of %d sounds cannot be used and are left out: %s%s", len(bad), len(sounds), shown, more)
+        judge(bad, lambda i: sounds[i].name, len(sounds), self.max_bad, self.key, "sounds cannot be used")
 
     def _head(self, sound: Sound) -> Info | SoundError:
         try:
@@ -215,9 +203,3 @@ class FileSet(Dataset[dict[str, Any]]):
                     self.reader.judge(self.bad, self.sounds)
             index = (index + 1) % len(self)
         raise DataError(f"{self.reader.key}: no sound is left that can be read")
-
-
-def _in_threads(function: Callable[[Sound], T], sounds: Sequence[Sound]) -> list[T]:
-    """Return `function` of every sound in order; soundfile decodes without Python's lock."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(function, sounds))
