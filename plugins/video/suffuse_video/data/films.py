@@ -9,14 +9,13 @@ stands aside for the next of its bucket; more than the fraction `max_bad` of the
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from suffuse.errors import ConfigError, DataError
+from suffuse.damage import check_fraction, in_threads, judge
+from suffuse.errors import DataError
 from suffuse.noise import mix
 from suffuse.text import encoded
 from torch import Tensor
@@ -31,7 +30,6 @@ __all__ = ["Film", "Films", "Reader"]
 MEMORY = 4 * 2**30
 """Bytes of decoded films above which `cache` gives way."""
 T = TypeVar("T")
-S = TypeVar("S")
 _log = logging.getLogger(__name__)
 
 
@@ -74,8 +72,7 @@ class Reader:
     mask: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_bad < 1:
-            raise ConfigError(f"data.max_bad={self.max_bad} must be a fraction, at least 0 and below 1")
+        check_fraction(self.max_bad)
 
     def heads(self, films: Sequence[Film]) -> list[Head | None]:
         """Return what the heads of files say, None for those that cannot be read.
@@ -83,7 +80,7 @@ class Reader:
         Raises:
             DataError: When more than `max_bad` of them are damaged.
         """
-        found = _in_threads(lambda film: _tried(lambda: self.decoder.probe(film.source)), films)
+        found = in_threads(lambda film: _tried(lambda: self.decoder.probe(film.source)), films)
         self.judge({i: head for i, head in enumerate(found) if isinstance(head, ClipError)}, films)
         return [None if isinstance(head, ClipError) else head for head in found]
 
@@ -119,7 +116,7 @@ class Reader:
             decoder.check(heads[i], shapes[i])
             return decoder.all(films[i].source, heads[i], shapes[i]) if keep else None
 
-        kept = _in_threads(lambda i: _tried(lambda: one(i)), places)
+        kept = in_threads(lambda i: _tried(lambda: one(i)), places)
         self.judge({i: x for i, x in enumerate(kept) if isinstance(x, ClipError)}, films, total)
         good = [i for i in places if not isinstance(kept[i], ClipError)]
         found = Films(
@@ -131,17 +128,9 @@ class Reader:
 
     def judge(self, bad: Mapping[int, ClipError], films: Sequence[Film], total: int | None = None) -> None:
         """Log the files that cannot be used, or raise `DataError` when they are too many of `total`, or of all."""
-        total = total or len(films)
-        if not bad:
-            return
-        shown = ", ".join(f"{films[i].name} ({reason})" for i, reason in list(bad.items())[:3])
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        if len(bad) > self.max_bad * total:
-            raise DataError(
-                f"{self.key}: {len(bad)} of {total} clips cannot be used: {shown}{more}; repair or remove them, "
-                f"or allow for more with data.max_bad (now {self.max_bad:g})"
-            )
-        _log.warning("%d of %d clips cannot be used and are left out: %s%s", len(bad), total, shown, more)
+        judge(
+            bad, lambda i: films[i].name, total or len(films), self.max_bad, self.key, "clips cannot be used"
+        )  # fmt: skip
 
 
 class Films(Dataset[dict[str, Any]]):
@@ -215,9 +204,3 @@ def _tried(call: Callable[[], T]) -> T | ClipError:
         return call()
     except ClipError as error:
         return error
-
-
-def _in_threads(function: Callable[[S], T], things: Sequence[S]) -> list[T]:
-    """Return `function` of every thing in order; decoders work without Python's lock."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(function, things))
