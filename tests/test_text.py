@@ -196,3 +196,11 @@ def test_a_clock_goes_without_saying():
     reader = WordText(about={"text": True, "clock": "start"}, width=16, scalars=["start", "size"])
     raw = reader.parse({"text": "a sine", "start": 3.0, "size": 2.0}, 1)
     assert reader.captions(raw) == ["a sine, size 2"] and raw["start"].item() == 3
+
+
+def test_the_data_says_how_many_words_are_read():
+    caption = "one two three four five six"
+    for about, length, read in (({"text": True}, None, 24), ({"text": True, "words": 4}, None, 4),
+                                ({"text": True, "words": 4}, 5, 5)):  # fmt: skip
+        model = WordText(about=about, width=16, length=length)
+        assert model.length == read and int((model.read([caption]) > 0).sum()) == 2 * min(6, read)

@@ -216,17 +216,18 @@ class WordText(Text):
         width: Size of the vector and of the tokens.
         depth: Layers of the transformer.
         heads: Attention heads.
-        length: Words of a caption that are read.
+        length: Words of a caption that are read; None for what the data says (``about["words"]``), else 24.
         buckets: Rows of the table.
         hashes: Rows that make a word.
         options: Arguments of `Text`.
     """
 
     def __init__(
-        self, width: int = 128, depth: int = 1, heads: int = 4, length: int = 24, buckets: int = 2048, hashes: int = 2,
-        **options: Any,
+        self, width: int = 128, depth: int = 1, heads: int = 4, length: int | None = None, buckets: int = 2048,
+        hashes: int = 2, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(width=width, **options)
+        length = int((options.get("about") or {}).get("words", 24)) if length is None else length
         for name, value in (("depth", depth), ("heads", heads), ("length", length), ("buckets", buckets)):
             if value < 1:
                 raise ConfigError(f"conditioner.{name}={value} must be at least 1")

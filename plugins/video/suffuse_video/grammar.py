@@ -1,8 +1,8 @@
 """Grammar: the clips that can be described in a sentence and rendered from it.
 
-A `Clip` is one combination of attributes (count, colour, shape, direction) and `caption` its sentence. Combinations
-whose caption's hash falls into one eighth are held out: no training item has them, so that samples for them show
-whether attributes were learned or sentences.
+A `Clip` is one combination of attributes (count, colour, shape, direction, speed) and `caption` its sentence.
+Combinations whose caption's hash falls into one eighth are held out: no training item has them, so that samples for
+them show whether attributes were learned or sentences.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 from dataclasses import dataclass
 from hashlib import blake2b
 
-__all__ = ["COLOURS", "COUNTS", "DIRECTIONS", "SHAPES", "Clip", "by_caption", "clips", "held_out"]
+__all__ = ["COLOURS", "COUNTS", "DIRECTIONS", "SHAPES", "SPEEDS", "Clip", "by_caption", "clips", "held_out"]
 
 COUNTS = {"one": 1, "two": 2}
 COLOURS = {
@@ -22,9 +22,11 @@ COLOURS = {
     "yellow": (0.98, 0.85, 0.20),
     "white": (0.95, 0.95, 0.95),
 }
-SHAPES = ("circle", "square", "triangle")
+SHAPES = ("square", "triangle", "diamond")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 """Steps in x (to the right) and y (downwards)."""
+SPEEDS = {"slowly": 0.05, "quickly": 0.10}
+"""Picture sides per frame."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,12 @@ class Clip:
     """One combination of attributes.
 
     Arguments:
-        values: Count, colour, shape and direction in which they move at first.
+        values: Count, colour, shape, direction in which they move at first, and speed.
     """
 
-    values: tuple[str, str, str, str]
+    values: tuple[str, str, str, str, str]
 
-    NAMES = ("count", "colour", "shape", "direction")
+    NAMES = ("count", "colour", "shape", "direction", "speed")
 
     def __getitem__(self, name: str) -> str:
         return self.values[self.NAMES.index(name)]
@@ -45,14 +47,14 @@ class Clip:
     @property
     def caption(self) -> str:
         """The sentence that describes it."""
-        count, colour, shape, direction = self.values
-        return f"{count} {colour} {shape}{'s' * (COUNTS[count] > 1)} moving {direction}"
+        count, colour, shape, direction, speed = self.values
+        return f"{count} {colour} {shape}{'s' * (COUNTS[count] > 1)} moving {direction} {speed}"
 
 
 @functools.cache
 def clips() -> tuple[Clip, ...]:
     """Return every combination."""
-    return tuple(Clip(values) for values in itertools.product(COUNTS, COLOURS, SHAPES, DIRECTIONS))
+    return tuple(Clip(values) for values in itertools.product(COUNTS, COLOURS, SHAPES, DIRECTIONS, SPEEDS))
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 r"""Render: draws a described clip; what the description leaves open is a function of a seed.
 
-Each object has a lane of its own across the direction of motion, a place on it, and a constant speed; at the walls it
+Each object has a lane of its own across the direction of motion and a place on it, and keeps its speed; at the walls it
 is reflected: with u = p + v t, its centre is at r + |((u - r + w) mod 2 w) - w| for the free width w = W - 2 r (written
 out in `bounced`). Edges are antialiased: a pixel's share of an object is clamp(1/2 - d) of the signed distance d of its
 centre from the outline, in pixels.
@@ -11,17 +11,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from suffuse_video.grammar import COLOURS, COUNTS, DIRECTIONS, Clip
+from suffuse_video.grammar import COLOURS, COUNTS, DIRECTIONS, SPEEDS, Clip
 
-__all__ = ["BACKGROUND", "RADIUS", "SPEEDS", "bounced", "drawn", "render"]
+__all__ = ["BACKGROUND", "RADIUS", "bounced", "drawn", "render"]
 
 _Float = NDArray[np.float64]
 
 BACKGROUND = (0.06, 0.06, 0.12)
 RADIUS = 0.2
 """Radius of an object as a share of the picture's side."""
-SPEEDS = (0.05, 0.10)
-"""Least and greatest speed in picture sides per frame."""
 
 
 def render(clip: Clip, seed: int, frames: int = 8, size: int = 24, start: int = 0) -> NDArray[np.float32]:
@@ -39,16 +37,16 @@ def render(clip: Clip, seed: int, frames: int = 8, size: int = 24, start: int = 
     step = DIRECTIONS[clip["direction"]]
     free = size - 2 * radius
     lanes = _lanes(random, count, radius, size)
-    speeds = size * random.uniform(*SPEEDS, count)
+    speed = size * SPEEDS[clip["speed"]]
     # The first two steps are free of walls: the direction that the caption names can be seen.
-    places = radius + (free - 2.2 * speeds) * random.random(count)
+    places = radius + (free - 2.2 * speed) * random.random(count)
     if sum(step) < 0:
         places = size - places
     t = start + np.arange(frames)
     centres = np.empty((count, frames, 2))
     along = 0 if step[0] else 1
     for i in range(count):
-        centres[i, :, along] = bounced(places[i] + sum(step) * speeds[i] * t, radius, size)
+        centres[i, :, along] = bounced(places[i] + sum(step) * speed * t, radius, size)
         centres[i, :, 1 - along] = lanes[i]
     return drawn(centres, clip["shape"], COLOURS[clip["colour"]], radius, size)
 
@@ -74,10 +72,10 @@ def bounced(u: _Float, radius: float, size: float) -> _Float:
 
 def _outline(shape: str, dx: _Float, dy: _Float, radius: float) -> _Float:
     """Return signed distances in pixels, negative inside."""
-    if shape == "circle":
-        return np.hypot(dx, dy) - radius
     if shape == "square":
-        return np.maximum(np.abs(dx), np.abs(dy)) - 0.88 * radius
+        return np.maximum(np.abs(dx), np.abs(dy)) - 0.9 * radius
+    if shape == "diamond":
+        return (np.abs(dx) + np.abs(dy) - radius) / 2**0.5
     # An upright triangle: below its two slopes, above its base.
     slope = (2 * np.abs(dx) - dy - radius) / 5**0.5
     return np.maximum(slope, dy - radius)

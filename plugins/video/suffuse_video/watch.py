@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
-from suffuse_video.grammar import COLOURS, COUNTS, DIRECTIONS, SHAPES
-from suffuse_video.render import BACKGROUND, RADIUS, SPEEDS, bounced, drawn
+from suffuse_video.grammar import COLOURS, COUNTS, DIRECTIONS, SHAPES, SPEEDS
+from suffuse_video.render import BACKGROUND, RADIUS, bounced, drawn
 
 __all__ = ["Seen", "watch"]
 
@@ -28,14 +28,14 @@ class Seen:
     """What was seen.
 
     Arguments:
-        values: Count, colour, shape and direction.
+        values: Count, colour, shape, direction and speed.
         straight: Whether every object keeps one speed between bounces.
         jitter: Root mean square distance of the objects from their straight lines, in pixels.
         grain: Standard deviation of the background.
         flicker: Standard deviation over time of the objects' areas, as a share of their mean.
     """
 
-    values: tuple[str, str, str, str]
+    values: tuple[str, str, str, str, str]
     straight: bool
     jitter: float
     grain: float
@@ -56,13 +56,16 @@ def watch(clip: NDArray[np.floating[Any]]) -> Seen:
     near = ndimage.binary_dilation(mask, np.ones((1, 5, 5)))
     grain = float((x - back).transpose(1, 2, 3, 0)[~near].std()) if (~near).any() else 1.0
     if count == 0 or count not in _WORDS or numbers.count(count) < len(numbers):
-        word = _WORDS.get(count, str(count))
-        return Seen((word if numbers.count(count) == len(numbers) else "changing", "", "", ""), False, 9.0, grain, 1.0)
+        word = _WORDS.get(count, str(count)) if numbers.count(count) == len(numbers) else "changing"
+        return Seen((word, "", "", "", ""), False, 9.0, grain, 1.0)
     tracks = _tracks(frames)
     colour = _colour(x, away)
-    values = (_WORDS[count], colour, _shape(x, tracks, colour, radius), _direction(tracks))
-    axis = 0 if values[3] in ("left", "right") else 1
-    residuals = [_residual(track, axis, radius, size) for track in tracks]
+    direction = _direction(tracks)
+    axis = 0 if direction in ("left", "right") else 1
+    motions = [_motion(track, axis, radius, size) for track in tracks]
+    shape, speed = _shape(x, tracks, colour, radius), _speed([v for v, _ in motions], size)
+    values = (_WORDS[count], colour, shape, direction, speed)
+    residuals = [residual for _, residual in motions]
     jitter = float(np.sqrt(np.mean([r**2 for r in residuals])))
     area = away.sum((1, 2))
     return Seen(values, max(residuals) < 0.03 * size, jitter, grain, float(area.std() / area.mean()))
@@ -121,13 +124,20 @@ def _direction(tracks: list[_Float]) -> str:
     return names[0] if names else "mixed"
 
 
-def _residual(track: _Float, axis: int, radius: float, size: int) -> float:
-    """Return the distance of a track from the nearest motion at one speed between the walls, in pixels."""
+def _speed(speeds: list[float], size: int) -> str:
+    """Return the word for the speed of all objects, given in pixels per frame."""
+    words = {min(SPEEDS, key=lambda word: abs(SPEEDS[word] * size - speed)) for speed in speeds}
+    return words.pop() if len(words) == 1 else "mixed"
+
+
+def _motion(track: _Float, axis: int, radius: float, size: int) -> tuple[float, float]:
+    """Return the nearest motion at one speed between the walls: that speed, and the distance from it, in pixels."""
     t = np.arange(len(track))
     free = size - 2 * radius
     along = track[:, axis]
-    speed, start = 0.5 * (SPEEDS[0] * 0.6 + SPEEDS[1] * 1.4) * size, radius + free
-    half_speed, half_start = 0.5 * (SPEEDS[1] * 1.4 - SPEEDS[0] * 0.6) * size, free
+    low, high = 0.6 * min(SPEEDS.values()) * size, 1.4 * max(SPEEDS.values()) * size
+    speed, start = 0.5 * (low + high), radius + free
+    half_speed, half_start = 0.5 * (high - low), free
     best = np.inf
     # A grid of speeds and starts, then finer ones around the best: the error of a speed grows with the time.
     for count, places in ((max(50, 4 * len(track)), 60), (13, 13), (13, 13)):
@@ -143,4 +153,4 @@ def _residual(track: _Float, axis: int, radius: float, size: int) -> float:
         start, speed = float(starts[i]), float(speeds[j])
         half_start, half_speed = 2 * half_start / (places - 1), 2 * half_speed / (count - 1)
     across = track[:, 1 - axis] - track[:, 1 - axis].mean()
-    return float(np.sqrt(best + (across**2).mean()))
+    return speed, float(np.sqrt(best + (across**2).mean()))

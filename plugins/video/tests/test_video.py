@@ -112,11 +112,11 @@ def test_a_run_ends_in_clips(run: Path):
 
 
 def test_prompts_and_lengths(run: Path):
-    rows, out = drawn(run, "condition.text=one red circle moving left", "frames=20", "out=long")
-    assert [row["caption"].split(",")[0] for row in rows] == ["one red circle moving left"] * 2
+    rows, out = drawn(run, "condition.text=one red diamond moving left slowly", "frames=20", "out=long")
+    assert [row["caption"].split(",")[0] for row in rows] == ["one red diamond moving left slowly"] * 2
     long = frames_of(out / rows[0]["file"])
     assert len(long) == 20
-    _, short = drawn(run, "condition.text=one red circle moving left", "frames=5", "out=short")
+    _, short = drawn(run, "condition.text=one red diamond moving left slowly", "frames=5", "out=short")
     assert len(frames_of(short / "00000.mp4")) == 5
     for bad, said in (("frames=0", "frames=0"), ("frmes=3", "did you mean 'frames'"),
                       ("window.overlap=9", "window.overlap=9")):  # fmt: skip

@@ -15,10 +15,13 @@ from torch.utils.data import Dataset
 from suffuse_video.grammar import Clip, clips, held_out
 from suffuse_video.render import render
 
-__all__ = ["CLOCK", "Rendered", "Shapes"]
+__all__ = ["CLOCK", "WORDS", "Rendered", "Shapes"]
 
 CLOCK = "start"
 """Condition that says how many frames of the story are over when a clip begins."""
+
+WORDS = 8
+"""Words that a model reads: those of a caption, and some room."""
 
 
 class Rendered(Dataset[Any]):
@@ -104,7 +107,7 @@ class Shapes(Data):
         self.val = _joined(self._rendered(seen, half, 10**9), self._rendered(unseen, half, 2 * 10**9))
         about = {
             "frames": self.frames, "height": self.size, "width": self.size, "fps": self.fps, "text": True,
-            "clock": CLOCK, "prompts": _prompts(seen, unseen),
+            "words": WORDS, "clock": CLOCK, "prompts": _prompts(seen, unseen),
         }  # fmt: skip
         if self.train.lengths is not None:
             about["lengths"] = sorted(set(self.train.lengths.tolist()))
