@@ -16,6 +16,7 @@ from suffuse.errors import ConfigError, DataError
 from suffuse.text import captions_of
 from suffuse_image.data import Folder
 from suffuse_image.data.pictures import flipped
+from suffuse_image.hints import Given
 
 
 def make(path: Path, **options) -> Folder:
@@ -111,6 +112,37 @@ def test_jsonl_with_captions_and_splits(tmp_path: Path) -> None:
     assert data.train.texts.texts == [("ein Bild — train/a.png",), ("ein Bild — train/b.png",)]
     assert data.val.texts.texts == [("ein Bild — validation/c.png",)] and data.spec.labels == ()
     assert captions_of(data.train[1]["cond"]["text"][None]) == ["ein Bild — train/b.png"]
+
+
+def test_columns_of_captions_and_hints(tmp_path: Path) -> None:
+    lines = []
+    for number in range(12):
+        picture(tmp_path / f"{number}.png")
+        Image.new("RGB", (4, 4), (20 * number,) * 3).save(tmp_path / f"depth-{number}.png")
+        row = {"file_name": f"{number}.png", "short": f"{number} a", "tags": [f"{number} b", f"{number} c"],
+               "long": f"{number} as a model tells it", "conditioning_image": f"depth-{number}.png"}  # fmt: skip
+        lines.append(json.dumps(row))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    how = {"text": ["short", "tags"], "rewritten": "long", "captions": {"share": 0.5}, "size": 4}
+    data = make(tmp_path, hint=Given(grey=True), **how)
+    number = int(data.train.texts.texts[0][0].split()[0])
+    assert data.train.texts.texts[0] == (f"{number} a", f"{number} b", f"{number} c")
+    drawn = {captions_of(data.train[(epoch, 0)]["cond"]["text"][None])[0] for epoch in range(60)}
+    assert drawn == {*data.train.texts.texts[0], f"{number} as a model tells it"}
+    image = data.train[0]["cond"]["image"]
+    assert image.shape == (1, 4, 4) and torch.allclose(image, torch.tensor(2 * 20 * number / 255 - 1), atol=1e-6)
+    assert torch.equal(data.train.batch([(0, 0)])["cond"]["image"][0], image)
+    assert data.spec.about["hint"] == {"kind": "Given", "channels": 1, "size": [4, 4]}
+    for options, said in (
+        ({"text": "shrot"}, "data.text=shrot: .* did you mean 'short'"),
+        ({"rewritten": "x"}, "data.rewritten=x: .* has no such column"),
+        ({"hint": Given("depth")}, "data.hint.column=depth"),
+    ):
+        with pytest.raises(DataError, match=said):
+            make(tmp_path, **options)
+    with pytest.raises(DataError, match="has no metadata"):
+        (tmp_path / "metadata.jsonl").unlink()
+        make(tmp_path, text="short")
 
 
 def test_hidden_files_and_other_files_are_passed_over(colours: Path) -> None:

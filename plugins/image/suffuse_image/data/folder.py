@@ -15,6 +15,7 @@ from suffuse.captions import Captions
 from suffuse.data import Data, Spec, spaced
 from suffuse.errors import ConfigError
 from suffuse.listing import Columns, Record, class_names, held_out, splits
+from suffuse.text import words
 from torch.utils.data import DataLoader
 
 from suffuse_image.data.bucketed import Bucketed, Shape, assigned, automatic, listed, loaders
@@ -157,6 +158,9 @@ def about(shape: Sequence[int], val: Pictures, hint: Hint | None) -> dict[str, A
     """
     found: dict[str, Any] = {"size": list(shape[1:]), "channels": shape[0]}
     if val.texts is not None:
+        told = [text for own in (*val.texts.texts, *val.texts.rewritten) for text in own]
+        # As many words as captions have are read, and half as many more: the training set may have longer ones.
+        found["words"] = min(64, max(8, *(len(words(text)) * 3 // 2 for text in told))) if told else 24
         some = [val.texts.chosen(i) for i in spaced(len(val), 200)]
         found |= {"text": True, "prompts": [text for text in dict.fromkeys(some) if text][:100]}
     if hint is not None:
