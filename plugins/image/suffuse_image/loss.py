@@ -43,7 +43,8 @@ class LPIPS(Term):
             )
         from torchmetrics.functional.image.lpips import _LPIPS
 
-        network = _LPIPS(pretrained=True, net=net, pnet_rand=True, use_dropout=False)
+        # With its dropout, which evaluation switches off: without, its own weights have other names and stay random.
+        network = _LPIPS(pretrained=True, net=net, pnet_rand=True, use_dropout=True)
         try:
             weights = torch.load(where, map_location="cpu", weights_only=True)
             own = network.net.state_dict()

@@ -181,6 +181,7 @@ def test_lpips_of_weights_on_disk(tmp_path: Path) -> None:
     assert term(x, x).abs().max() == 0
     near, far = term(x, x + 0.02 * torch.randn_like(x)), term(x, x + 0.4 * torch.randn_like(x))
     assert near.shape == (2,) and (far > near).all() and (near > 0).all()
+    assert all(layer.model[1].weight.min() >= 0 for layer in term._frozen[0].lins)  # the published ones are
     term.scale = 0.5
     assert torch.allclose(term(2 * x, 2 * x + 0.1), LPIPS(str(tmp_path), net="alex")(x, x + 0.05), atol=1e-6)
     for options, said in (

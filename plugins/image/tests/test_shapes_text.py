@@ -104,6 +104,7 @@ def test_the_figures():
     data = ShapesText(count=40)
     data.setup()
     chosen = [one for kind in KINDS for one in scenes(kind)[::40]]
+    chosen += [next(one for one in scenes(kind) if one.held_out) for kind in KINDS]
     xs = torch.stack([torch.from_numpy(render(one, i)) for i, one in enumerate(chosen)])
     cond = {"text": torch.stack([encoded(one.caption) for one in chosen])}
     found = Attributes()(xs, cond, data)
