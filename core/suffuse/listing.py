@@ -210,8 +210,8 @@ def _described(root: Path, metadata: Path, folders: bool, columns: Columns) -> l
     for line, row in _rows(metadata):
         name = row.get("file_name")
         if not isinstance(name, str) or not name:
-            columns = ", ".join(map(str, row))
-            raise DataError(f"data.path: {metadata} line {line} has no file_name (it has: {columns}); add that column")
+            shown = ", ".join(map(str, row))
+            raise DataError(f"data.path: {metadata} line {line} has no file_name (it has: {shown}); add that column")
         key = PurePosixPath(name.replace("\\", "/"))
         if key.is_absolute() or ".." in key.parts:
             raise DataError(f"data.path: {metadata} line {line} names {name}, outside the folder; use a path inside it")
