@@ -11,7 +11,7 @@ import pytest
 import torch
 from suffuse.errors import ConfigError
 from suffuse.pretrained.families import FAMILIES
-from suffuse.pretrained.folder import opened, resolve
+from suffuse.pretrained.folder import _opened, opened, resolve
 from suffuse.pretrained.network import Network, pack, unpack
 from suffuse.pretrained.words import for_training
 
@@ -113,7 +113,7 @@ def test_what_is_no_pipeline(tmp_path, copy):
         opened(str(root))
     assert all(family.name in str(caught.value) for family in FAMILIES)
     (root / "model_index.json").write_text("{")
-    opened.cache_clear()
+    _opened.cache_clear()
     with pytest.raises(ConfigError, match=r"model_index\.json: cannot be read as JSON"):
         opened(str(root))
 

@@ -21,9 +21,6 @@ from suffuse.pretrained.folder import opened
 
 __all__ = ["Published"]
 
-OUTSIDE = "outside"
-"""The mask of outpainting: everything around the picture."""
-
 
 class Published(nn.Module):
     """States of a published model.
@@ -36,6 +33,7 @@ class Published(nn.Module):
         height: Of the pictures that are drawn; by default the model's.
         width: See `height`.
         seconds: Length of the sounds that are drawn; by default the longest.
+        place: Where a picture that is extended lies, as the modality says it.
         about: Facts of the data.
 
     Raises:
@@ -49,7 +47,7 @@ class Published(nn.Module):
 
     def __init__(
         self, path: str, inner: Mapping[str, Any] | None = None, batch: int = 4, tiled: bool = False,
-        height: int | None = None, width: int | None = None, seconds: float | None = None,
+        height: int | None = None, width: int | None = None, seconds: float | None = None, place: str = "middle",
         about: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -65,11 +63,8 @@ class Published(nn.Module):
             self.vae = folder.load("vae").requires_grad_(False)
         self.rate = int(folder.config("vae").get("sampling_rate", 44100)) if self.audio else 0
         self._check_data(about)
-        whole = folder.size[0] * folder.factor
-        known = (
-            {"rate": self.rate, "channels": int(self.vae.config.audio_channels), "samples": whole} if self.audio else {}
-        )
-        self.inner = build(inner, "codec.inner", about=about | ({} if about.get("samples") else known))
+        sides = {} if self.audio else {"height": height, "width": width, "place": place}
+        self.inner = build(inner, "codec.inner", about=self._known() | about, **sides)
         self.batch = batch
         if tiled:
             if not hasattr(self.vae, "enable_tiling"):
@@ -84,10 +79,24 @@ class Published(nn.Module):
         self.own = tuple((about.get("codec") or {}).get("size") or folder.size)
         self.wanted = self._size(height, width)
 
+    def _known(self) -> dict[str, Any]:
+        """Return the facts of data of the model's own size."""
+        sides = [side * self.folder.factor for side in self.folder.size]
+        if self.audio:
+            return {"rate": self.rate, "channels": self.channels, "samples": sides[0]}
+        return {"size": sides, "channels": self.channels}
+
+    @property
+    def channels(self) -> int:
+        """Channels of the numbers that the autoencoder takes."""
+        if self.vae is None:
+            return self.folder.latent
+        return int(self.vae.config.audio_channels if self.audio else self.vae.config.in_channels)
+
     def _check_data(self, about: Mapping[str, Any]) -> None:
         if not self.audio or not about.get("rate"):
             return
-        for name, own in (("rate", self.rate), ("channels", int(self.vae.config.audio_channels))):
+        for name, own in (("rate", self.rate), ("channels", self.channels)):
             if int(about.get(name, own)) != own:
                 raise ConfigError(
                     f"codec: the model's sounds have {name} {own}, the data's {about[name]}; set data.{name}={own}"
@@ -118,10 +127,8 @@ class Published(nn.Module):
     def encode(self, x: Any) -> Tensor:
         """Return states (B, C, ...) of data."""
         signal = self.inner.encode(x)
-        if self.vae is None:
-            return signal  # type: ignore[no-any-return]
         self._check_sides(signal)
-        return self._latents(signal)
+        return signal if self.vae is None else self._latents(signal)
 
     def _check_sides(self, signal: Tensor) -> None:
         sides = signal.shape[2:]
@@ -129,11 +136,10 @@ class Published(nn.Module):
             shown = " x ".join(map(str, sides))
             step = self.folder.multiple
             raise ConfigError(f"codec: items of {shown} do not fill whole latents; sides must be multiples of {step}")
-        channels = int(self.vae.config.audio_channels if self.audio else self.vae.config.in_channels)
-        if signal.shape[1] != channels:
+        if signal.shape[1] != self.channels:
             raise ConfigError(
-                f"codec: items have {signal.shape[1]} channels, the model's autoencoder takes {channels}; set "
-                f"data.channels={channels}"
+                f"codec: items have {signal.shape[1]} channels, the model takes {self.channels}; set "
+                f"data.channels={self.channels}"
             )
 
     @torch.no_grad()
@@ -181,74 +187,26 @@ class Published(nn.Module):
         if next(self.vae.parameters()).device != device:
             self.vae.to(device)
 
-    # Files.
-
     def open(self, init: str, mask: str | None) -> tuple[Tensor, Tensor | None]:
-        """Return the state of a file, one row, and which of its entries stay.
+        """Return the state of a file, one row, and which of its entries stay: those with nothing of a mask above them.
 
-        A picture is brought to the size that was asked for (else to whole latents) around its middle. With
-        ``mask=outside`` it is laid, as it is, in the middle of that size, and what is around it is made anew.
+        How the file comes to the size that is drawn is the modality's to say.
 
         Raises:
             ConfigError: For a file or a mask that cannot be used.
         """
-        outside = mask == OUTSIDE and not self.audio
-        signal, kept = read(self.inner, init, None if outside else mask)
+        signal, kept = read(self.inner, init, mask)
         assert isinstance(signal, Tensor) and (kept is None or isinstance(kept, Tensor))
         signal = signal.float()
+        self._check_sides(signal)
         if not self.audio:
-            if signal.shape[1] == 1:  # a grey picture
-                signal = signal.expand(-1, int(self.vae.config.in_channels if self.vae else self.folder.latent), -1, -1)
-                kept = kept if kept is None else kept.expand(signal.shape)
-            signal, kept = self._framed(signal) if outside else self._fitted(signal, kept)
             self.wanted = tuple(side // self.folder.factor for side in signal.shape[2:])
         z = signal if self.vae is None else self._latents(signal)
         if kept is None:
             return z, None
-        lost = (~kept).float().amax(1, keepdim=True)
         factor = self.folder.factor
-        pool = F.max_pool1d if self.audio else F.max_pool2d
-        stays = pool(lost, factor) == 0
+        lost = (~kept).float().amax(1, keepdim=True)
+        stays = (F.max_pool1d if self.audio else F.max_pool2d)(lost, factor) == 0
         if not stays.any():
             raise ConfigError(f"mask={mask}: it reaches into every latent of {factor} entries; keep more")
-        if stays.all():
-            raise ConfigError(f"mask={mask}: nothing would be made anew")
         return z, stays.expand(z.shape)
-
-    def _pixels(self, signal: Tensor) -> tuple[int, int]:
-        """Return the size of pictures made from one: what was asked for, or its own in whole latents."""
-        if self.wanted is not None:
-            return self.wanted[0] * self.folder.factor, self.wanted[-1] * self.folder.factor
-        step = self.folder.multiple
-        tall, wide = (side // step * step for side in signal.shape[2:])
-        if not tall or not wide:
-            raise ConfigError(f"init: the picture is smaller than {step} pixels; give height= and width=")
-        return tall, wide
-
-    def _fitted(self, signal: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return a picture and its mask, reduced or enlarged to cover the size, and cut around the middle."""
-        tall, wide = self._pixels(signal)
-        height, width = signal.shape[2:]
-        share = 1.0 if self.wanted is None else max(tall / height, wide / width)
-        size = (max(tall, round(height * share)), max(wide, round(width * share)))
-        top, left = (size[0] - tall) // 2, (size[1] - wide) // 2
-        if size != (height, width):
-            signal = F.interpolate(signal, size, mode="bicubic", antialias=True).clamp(-1, 1)
-            kept = kept if kept is None else F.interpolate(kept.float(), size, mode="nearest") > 0.5
-        part = (..., slice(top, top + tall), slice(left, left + wide))
-        return signal[part], kept if kept is None else kept[part]
-
-    def _framed(self, signal: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a picture in the middle of the size that was asked for, and where it is."""
-        if self.wanted is None:
-            raise ConfigError("mask=outside needs height= and width=, the size that the picture is extended to")
-        tall, wide = self._pixels(signal)
-        height, width = signal.shape[2:]
-        if height > tall or width > wide or (height, width) == (tall, wide):
-            raise ConfigError(
-                f"mask=outside: a picture of {height} x {width} is not inside {tall} x {wide}; ask for more"
-            )
-        top, left = (tall - height) // 2, (wide - width) // 2
-        edges = (left, wide - width - left, top, tall - height - top)
-        kept = F.pad(torch.ones_like(signal, dtype=torch.bool), edges, value=False)
-        return F.pad(signal, edges, mode="replicate"), kept

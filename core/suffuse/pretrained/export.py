@@ -97,11 +97,12 @@ def _lora(saved: dict[str, Any], weights: str, out: Path) -> None:
     if not network.lora:
         raise ConfigError("to=lora: this run trained all weights (model.lora=0); use to=diffusers")
     import diffusers
-    from diffusers.utils import convert_state_dict_to_diffusers
+    from diffusers.utils import state_dict_utils
 
-    found = convert_state_dict_to_diffusers(lora.weights(network.inner))
+    convert: Any = state_dict_utils.convert_state_dict_to_diffusers
+    found = convert(lora.weights(network.inner))
     found = {name: value.detach().contiguous() for name, value in found.items()}
-    pipeline = getattr(diffusers, str(network.folder.index["_class_name"]), None)
+    pipeline: Any = getattr(diffusers, str(network.folder.index["_class_name"]), None)
     if not hasattr(pipeline, "save_lora_weights"):
         raise ConfigError(f"to=lora: diffusers loads no adapters of {network.folder.family.name}; use to=diffusers")
     name = f"{network.folder.family.network}_lora_layers"

@@ -64,7 +64,6 @@ def resolve(where: str, download: bool = False) -> Path:
         ) from error
 
 
-@functools.lru_cache(maxsize=8)
 def opened(path: str) -> Folder:
     """Return the folder at a path; see `Folder`.
 
@@ -74,6 +73,11 @@ def opened(path: str) -> Folder:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise ConfigError(f"pretrained={path}: no such folder; a checkpoint needs the one its run was started from")
+    return _opened(root)
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(root: Path) -> Folder:
     if (root / "model_index.json").is_file():
         index = _json(root / "model_index.json")
         return Folder(root, _family(root, str(index.get("_class_name"))), index)
@@ -83,7 +87,7 @@ def opened(path: str) -> Folder:
         return Folder(root, _family(root, "UNet2DModel"), index, flat=True)
     files = sorted(p.name for p in root.iterdir() if not p.name.startswith("."))[:5]
     raise ConfigError(
-        f"pretrained={path}: no pipeline of diffusers, there is no model_index.json in it (it holds: "
+        f"pretrained={root}: no pipeline of diffusers, there is no model_index.json in it (it holds: "
         f"{', '.join(files) or 'nothing'})"
     )
 

@@ -149,7 +149,7 @@ def _numbers(config: Mapping[str, Any], name: str, count: int, steps: int, sched
     if "lambda_min_clipped" in config and late:
         lam = schedule.lam((torch.arange(count, dtype=torch.float64) + 1) / count).numpy()
         last = int((lam >= float(config["lambda_min_clipped"])).sum())
-    found: Table
+    found: Any
     if how == "linspace":
         found = np.linspace(0, last - 1, steps + 1)[1:] if late else np.linspace(0, count - 1, steps)
         found = (found.round() if name in WHOLE else found)[::-1]
@@ -160,7 +160,8 @@ def _numbers(config: Mapping[str, Any], name: str, count: int, steps: int, sched
         found = np.round(last - np.arange(steps) * count / steps) - 1
     else:
         raise ConfigError(f"pretrained: timestep_spacing={how} is none of linspace, leading, trailing")
-    return np.clip(found, 0, count - 1).astype(np.float64)
+    numbers: Table = np.clip(found, 0, count - 1).astype(np.float64)
+    return numbers
 
 
 def _default(name: str) -> str:
