@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +117,22 @@ class ModalityContract:
         if cfg["metrics"]:
             assert callable(build(cfg["metrics"], "metrics", seed=0))
 
+    def test_options_name_what_exists(self) -> None:
+        """Every target in the package's YAML can be imported and takes the keys beside it."""
+        from omegaconf import OmegaConf
+
+        from suffuse.plugins import registry
+
+        conf = registry().providers[self.modality].modality.conf
+        for path in sorted(conf.rglob("*.yaml")):
+            for node in _targets(OmegaConf.to_container(OmegaConf.load(path), resolve=False)):
+                assert not (wrong := _misfits(node)), f"{path}: {wrong}"
+
+    def test_asks_are_arguments_of_the_codec(self, cfg: dict[str, Any]) -> None:
+        """What `sample` may be asked beside conditions is an argument of the codec."""
+        for name in cfg["modality"].get("asks") or {}:
+            assert not (wrong := _misfits({"_target_": cfg["codec"]["_target_"], name: None})), wrong
+
     # Data.
 
     def test_items_are_documented(self, data: Data) -> None:
@@ -208,12 +226,13 @@ class ModalityContract:
         assert losses[-1] < 0.95 * losses[0]
 
     def test_sampling(self, cfg: dict[str, Any], data: Data, tmp_path: Path) -> None:
-        """Samples have the data's shape, repeat for their seeds, and can be written and shown."""
+        """Samples have the data's shape, repeat for their seeds, and are written with their manifest and shown."""
         import torch
 
         from suffuse.build import build
         from suffuse.codec import empty
         from suffuse.model import Recipe
+        from suffuse.sampling import Sampling, write_samples
 
         model, codec = self.model(cfg, data), self.codec(cfg, data)
         preview = build(cfg["preview"], "preview", about=data.spec.about)
@@ -236,6 +255,11 @@ class ModalityContract:
         media = preview.media(xs, captions)
         shown = [item for kind in media.values() for item in kind] if isinstance(media, Mapping) else media
         assert shown and all(type(item).__module__.startswith("wandb.") for item in shown)
+        rows = Sampling(model, codec, recipe, seed=0).rows(torch.arange(4), raw, {"checkpoint": "last.ckpt"})
+        write_samples(tmp_path / "written", xs, rows, preview)
+        lines = (tmp_path / "written" / "manifest.jsonl").read_text().splitlines()
+        assert all((tmp_path / "written" / json.loads(line)["file"]).stat().st_size > 0 for line in lines)
+        assert len(lines) == 4 and (tmp_path / "written" / "overview.png").is_file()
 
     def model(self, cfg: dict[str, Any], data: Data) -> Any:
         """Return an untrained model for the data."""
@@ -264,6 +288,32 @@ class _Poisoned:
         item = dict(self.whole[index])
         item["x"] = _map(lambda leaf: leaf.float() * float("nan"), item["x"])
         return item
+
+
+def _targets(node: Any) -> Iterator[dict[str, Any]]:
+    """Yield every mapping with a ``_target_`` in a config file."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield dict(node)
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value)
+
+
+def _misfits(node: Mapping[str, Any]) -> str:
+    """Return which keys of a config node its target does not take, or why there is no such target; nothing if fine."""
+    from hydra.utils import get_object
+
+    try:
+        parameters = inspect.signature(get_object(node["_target_"])).parameters
+    except (ImportError, AttributeError, ValueError) as error:
+        return f"{node['_target_']}: {error}"
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return ""
+    unknown = [key for key in node if key[0] != "_" and key not in parameters]
+    return f"{node['_target_']} takes no {', '.join(unknown)}" if unknown else ""
 
 
 def _leaves(x: Any) -> list[torch.Tensor]:
