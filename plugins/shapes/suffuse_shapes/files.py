@@ -12,7 +12,7 @@ import logging
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -51,7 +51,7 @@ class Cloud:
     xyz: NDArray[np.float32]
     rgb: NDArray[np.float32]
     normals: NDArray[np.float32]
-    frame: Frame = Frame()
+    frame: Frame = field(default_factory=Frame)
     surface: bool = False
 
     @classmethod
@@ -164,10 +164,10 @@ def _numbers(source: Path | bytes, suffix: str) -> Cloud:
     """Return the cloud of a table of numbers: columns x y z, then colours or normals or both."""
     stream: Any = io.BytesIO(source) if isinstance(source, bytes) else source
     if suffix == ".xyz":
-        text = stream.getvalue().decode(errors="replace") if isinstance(source, bytes) else source.read_text(errors="replace")
-        rows = [row.replace(",", " ").split() for row in text.splitlines() if row.strip() and row.strip()[0] not in "#/"]
-        table = np.array([[float(v) for v in row] for row in rows if len(row) >= 3], dtype=np.float64)
-        return _columns(table)
+        whole = source if isinstance(source, bytes) else source.read_bytes()
+        lines = (line.strip() for line in whole.decode(errors="replace").splitlines())
+        rows = [line.replace(",", " ").split() for line in lines if line and line[0] not in "#/"]
+        return _columns(np.array([[float(v) for v in row] for row in rows if len(row) >= 3], dtype=np.float64))
     loaded = np.load(stream, allow_pickle=False)
     if suffix == ".npy":
         return _columns(loaded)

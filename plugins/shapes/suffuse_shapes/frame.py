@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Frame"]
+__all__ = ["Frame", "upright"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,18 @@ class Frame:
         """Return points of the frame in the file's units."""
         return np.asarray(xyz, dtype=np.float64) * self.scale + self.centre
 
+    @classmethod
+    def restored(cls, record: Mapping[str, Any]) -> Frame:
+        """Return the frame of a record."""
+        x, y, z = record["centre"]
+        return cls((float(x), float(y), float(z)), float(record["scale"]))
+
     def record(self) -> dict[str, Any]:
         """Return plain values."""
         return {"centre": list(self.centre), "scale": self.scale}
+
+
+def upright(up: str) -> NDArray[np.float64]:
+    """Return the matrix M of points @ M that brings an axis to z without mirroring."""
+    order = {"x": (1, 2, 0), "y": (2, 0, 1), "z": (0, 1, 2)}[up]
+    return np.eye(3)[:, list(order)]

@@ -12,7 +12,12 @@ __all__ = ["COLOURS", "FORMS", "PALETTE", "RELATIONS", "Part", "Scene", "every",
 
 FORMS = ("tall", "plain", "flat")
 """Proportions; plain ones go without saying."""
-PALETTE = {"red": (0.85, 0.15, 0.15), "green": (0.15, 0.65, 0.2), "blue": (0.15, 0.3, 0.85), "yellow": (0.95, 0.8, 0.15)}
+PALETTE = {
+    "red": (0.85, 0.15, 0.15),
+    "green": (0.15, 0.65, 0.2),
+    "blue": (0.15, 0.3, 0.85),
+    "yellow": (0.95, 0.8, 0.15),
+}
 COLOURS = tuple(PALETTE)
 RELATIONS = ("on", "under", "beside")
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from suffuse.errors import ConfigError, DataError
 from torch import Tensor
 
-from suffuse_shapes.render import sheet, turntable
+from suffuse_shapes.frame import Frame, upright
+from suffuse_shapes.render import picture, sheet, turntable
+from suffuse_shapes.task import load
 
 __all__ = ["Files"]
 
@@ -22,16 +25,32 @@ class Files:
         turn: Write a turntable GIF of each sample as well.
         frames: Frames of a turntable.
         size: Pixels of a view.
+        mesh: A run of ``task=shapes/surface``; with it a closed mesh of each sample is written as well.
+        resolution: Nodes of a mesh's grid along each axis.
+        about: Facts of the data; with ``frame``, files are in the units and axes of the data.
+
+    Raises:
+        ConfigError: For numbers out of range.
+        CheckpointError: When `mesh` is no decoder of surfaces.
     """
 
-    def __init__(self, turn: bool = True, frames: int = 24, size: int = 144) -> None:
-        self.turn, self.frames, self.size = turn, frames, size
+    def __init__(
+        self, turn: bool = True, frames: int = 24, size: int = 144, mesh: str | None = None, resolution: int = 64,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        for name, value, least in (("frames", frames, 1), ("size", size, 16), ("resolution", resolution, 8)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"preview.{name}={value} must be a whole number of at least {least}")
+        self.turn, self.frames, self.size, self.resolution = turn, frames, size, resolution
+        self.about = dict(about or {})
+        self.decoder = load(mesh, "preview.mesh") if mesh else None
 
     def save(self, x: Tensor, stem: Path) -> Path:
         """Write ``.ply`` and ``.glb``, and ``.gif`` with `turn`; return the PLY's path."""
         cloud = _numbers(x)
         if self.turn:
             turntable(cloud, stem.with_suffix(".gif"), self.frames, self.size)
+        cloud = np.concatenate([self._placed(cloud[:3].T).T, cloud[3:]])
         export(cloud, stem.with_suffix(".glb"))
         return export(cloud, stem.with_suffix(".ply"))
 
@@ -43,6 +62,29 @@ class Files:
             row["glb"], row["points"] = f"{stem.name}.glb", x.shape[-1]
             if self.turn:
                 row["turntable"] = f"{stem.name}.gif"
+            if self.decoder is not None:
+                self._meshed(x, stem, row)
+
+    def _placed(self, xyz: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return points (n, 3) as files have them."""
+        frame = self.about.get("frame")
+        if not frame:
+            return np.asarray(xyz, dtype=np.float64)
+        return Frame.restored(frame).restore(xyz @ upright(str(frame["up"])).T)
+
+    def _meshed(self, x: Tensor, stem: Path, row: dict[str, Any]) -> None:
+        """Write the mesh of a sample and say in its row what it is."""
+        from suffuse_shapes.meshing import check, mesh, write
+
+        assert self.decoder is not None  # asked for by the one who calls
+        try:
+            found = mesh(self.decoder, x, self.resolution)
+        except DataError as error:
+            row["mesh"] = str(error)
+            return
+        row["mesh"] = {"file": f"{stem.name}_mesh.glb", **check(found).record()}
+        found.vertices = self._placed(found.vertices)
+        write(found, stem.with_name(f"{stem.name}_mesh.glb"))
 
     def overview(self, xs: Tensor, captions: Sequence[str], path: Path) -> Path:
         """Write one picture of all samples."""
@@ -51,8 +93,6 @@ class Files:
     def media(self, xs: Tensor, captions: Sequence[str]) -> Mapping[str, list[Any]]:
         """Return every cloud as an Object3D, rows of x, y, z, r, g, b with colours in 0..255, and a sheet of views."""
         import wandb
-
-        from suffuse_shapes.render import picture
 
         clouds = [_numbers(x) for x in xs]
         objects = [wandb.Object3D(_object(cloud), caption=text) for cloud, text in zip(clouds, captions, strict=True)]

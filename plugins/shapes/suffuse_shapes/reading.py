@@ -85,7 +85,8 @@ class Seen:
             found = paired[0][1]
             return right | {"form": found is not None and found.form == scene.first.form}
         first, second = (found for _, found in paired)
-        return right | {"relation": first is not None and second is not None and relation(first, second) == scene.relation}
+        both = first is not None and second is not None
+        return right | {"relation": both and relation(first, second) == scene.relation}
 
 
 def relation(a: Found, b: Found) -> str:

@@ -46,7 +46,7 @@ def picture(
     depth = view[:, 2]
     light = 0.6 + 0.4 * (depth - depth.min(initial=0)) / max(float(np.ptp(depth)) if len(depth) else 0, 1e-6)
     canvas = np.full((edge, edge, 3), PAPER, dtype=np.uint8)
-    column, row = np.round(edge / 2 + scale * view[:, 0]).astype(int), np.round(edge / 2 - scale * view[:, 1]).astype(int)
+    column, row = (np.round(edge / 2 + sign * scale * view[:, i]).astype(int) for i, sign in ((0, 1), (1, -1)))
     dy, dx = np.mgrid[-disc : disc + 1, -disc : disc + 1]
     inside = dy**2 + dx**2 <= disc**2
     dy, dx = dy[inside], dx[inside]

@@ -52,7 +52,8 @@ class SurfaceModel(nn.Module):
     ) -> Loss:
         """Return the error of the distances at the places that items come with."""
         if "query" not in raw:
-            raise ConfigError("task=shapes/surface needs places with a known distance: data=shapes/solids data.queries=256")
+            text = "task=shapes/surface needs places with a known distance: data=shapes/solids data.queries=256"
+            raise ConfigError(text)
         xyz = (x0[:, :3] * self.position).transpose(1, 2)
         reach = self.network.reach
         error = (self.network(xyz, raw["query"]) - raw["signed"].clamp(-reach, reach)).abs().mean(1)

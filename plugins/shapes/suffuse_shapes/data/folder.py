@@ -9,17 +9,15 @@ Each file is read once, into a bank of points; every epoch draws others of them.
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
+from suffuse.damage import check_fraction, in_threads, judge
 from suffuse.data import Data, Spec
 from suffuse.errors import ConfigError, DataError
 from suffuse.listing import VAL, Record, class_names, held_out, splits
@@ -30,11 +28,10 @@ from torch.utils.data import Dataset
 
 from suffuse_shapes.data.given import Given
 from suffuse_shapes.files import ARCHIVES, SUFFIXES, Cloud, FileError, members, resampled, unpacked
-from suffuse_shapes.frame import Frame
+from suffuse_shapes.frame import Frame, upright
 
 __all__ = ["Files", "Folder"]
 
-_log = logging.getLogger(__name__)
 FRAMES = ("each", "set", "none")
 
 
@@ -90,7 +87,7 @@ class Files(Dataset[dict[str, Any]]):
         return {"x": x, "cond": cond, "index": index, "frame": frame}
 
     def _tensor(self, cloud: Cloud, angle: float) -> Tensor:
-        turn = _upright(self.up) @ _about_z(angle) if angle else _upright(self.up)
+        turn = upright(self.up) @ _about_z(angle) if angle else upright(self.up)
         parts = [cloud.xyz @ turn, cloud.rgb, *([cloud.normals @ turn] if self.normals else [])]
         return torch.from_numpy(np.concatenate(parts, 1).T.astype(np.float32).copy())
 
@@ -141,8 +138,7 @@ class Folder(Data):
             raise ConfigError(f"data.up={up} must be x, y or z")
         if not 0 < val_fraction < 1:
             raise ConfigError(f"data.val_fraction={val_fraction} must lie between 0 and 1, for example 0.1")
-        if not 0 <= max_bad < 1:
-            raise ConfigError(f"data.max_bad={max_bad} must be a fraction, at least 0 and below 1")
+        check_fraction(max_bad)
         self.path, self.points, self.bank = Path(path).expanduser(), points, bank or 4 * points
         self.normals, self.normalise, self.up, self.turn = normals, normalise, up, turn
         self.given, self.val_fraction, self.max_bad = Given(given, given_points, jitter), val_fraction, max_bad
@@ -155,12 +151,13 @@ class Folder(Data):
             return
         found = self._parted()
         total = sum(len(part) for part in found)
-        items, bad = [], {}
+        items, bad, names = [], {}, [record.key for part in found for record, _ in part]
         for part in found:
-            clouds = _in_threads(self._read, part)
+            clouds = in_threads(self._read, part)
+            first = sum(map(len, found[: len(items)]))
             items.append([Item(r, c) for (r, _), c in zip(part, clouds, strict=True) if isinstance(c, Cloud)])
-            bad |= {r.key: str(c) for (r, _), c in zip(part, clouds, strict=True) if isinstance(c, FileError)}
-        self._judge(bad, total)
+            bad |= {first + i: c for i, c in enumerate(clouds) if isinstance(c, FileError)}
+        judge(bad, names.__getitem__, total, self.max_bad, "data.path", "shapes cannot be used")
         if self.normalise == "set":
             items = _together(items)
         records = [item.record for part in items for item in part]
@@ -171,7 +168,7 @@ class Folder(Data):
             step = max(1, len(texts) // 32)
             about |= {"text": True, "prompts": texts[::step][:32]}
         if self.normalise == "set" and records:
-            about["frame"] = next(i for part in items for i in part).cloud.frame.record()
+            about["frame"] = {**next(i for part in items for i in part).cloud.frame.record(), "up": self.up}
         self.train, self.val = (
             Files(
                 part, labels, bool(texts), self.points, self.normals, self.turn, self.up, self.given,
@@ -183,7 +180,9 @@ class Folder(Data):
 
     def describe(self) -> str:
         """Say how many clouds have to repeat points."""
-        return f"{self.few} clouds have fewer than {self.points} points; some of theirs are repeated" if self.few else ""
+        if not self.few:
+            return ""
+        return f"{self.few} clouds have fewer than {self.points} points; some of theirs are repeated"
 
     def fingerprint(self) -> str:
         """Return names, sizes and times of the files, for a cache of what was made of them."""
@@ -225,11 +224,9 @@ class Folder(Data):
     def _inside(self, path: Path, record: Record) -> list[tuple[Record, bytes | FileError | None]]:
         try:
             inside = list(members(path, self.max_bytes))
-        except (OSError, ValueError, RuntimeError, EOFError, LookupError) as error:
+        except Exception as error:  # zipfile, tarfile and zlib have bases of their own for what is damaged
             text = " ".join(str(error).split())[:100]
             raise DataError(f"data.path={path}: cannot read the archive ({text}); repair or remove it") from error
-        except Exception as error:  # zipfile and tarfile have bases of their own
-            raise DataError(f"data.path={path}: cannot read the archive ({error}); repair or remove it") from error
         found: list[tuple[Record, bytes | FileError | None]] = []
         for name, content in inside:
             parts = PurePosixPath(name.replace("\\", "/")).parts
@@ -247,19 +244,6 @@ class Folder(Data):
             return Cloud.read(source, record.key, self.bank, seed, self.max_bytes, self.normalise == "each")
         except FileError as error:
             return error
-
-    def _judge(self, bad: dict[str, str], total: int) -> None:
-        """Log the files that cannot be used, or raise `DataError` when they are too many."""
-        if not bad:
-            return
-        shown = ", ".join(f"{name} ({reason})" for name, reason in list(bad.items())[:3])
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        if len(bad) > self.max_bad * total:
-            raise DataError(
-                f"data.path: {len(bad)} of {total} shapes cannot be used: {shown}{more}; repair or remove them, or "
-                f"allow for more with data.max_bad (now {self.max_bad:g})"
-            )
-        _log.warning("%d of %d shapes cannot be used and are left out: %s%s", len(bad), total, shown, more)
 
 
 def _below(record: Record) -> Record:
@@ -281,20 +265,6 @@ def _together(items: list[list[Item]]) -> list[list[Item]]:
     ]  # fmt: skip
 
 
-def _upright(up: str) -> np.ndarray[Any, Any]:
-    """Return the matrix M of points @ M that brings an axis to z without mirroring."""
-    if up == "z":
-        return np.eye(3)
-    order = (1, 2, 0) if up == "x" else (2, 0, 1)
-    return np.eye(3)[:, list(order)]
-
-
 def _about_z(angle: float) -> np.ndarray[Any, Any]:
     c, s = math.cos(angle), math.sin(angle)
     return np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
-
-
-def _in_threads(function: Any, things: Sequence[Any]) -> list[Any]:
-    """Return `function` of every thing in order."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return list(pool.map(function, things))

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
-
 from suffuse.data import Data, Spec
 from suffuse.errors import ConfigError
 from suffuse.noise import mix
 from suffuse.text import encoded
+from torch import Tensor
+from torch.utils.data import Dataset
+
 from suffuse_shapes.data.given import Given
 from suffuse_shapes.grammar import PALETTE, Scene, every, held_out
 from suffuse_shapes.solids import distance, draw, half_height, inside
@@ -195,10 +195,10 @@ class SolidData(Data):
     def setup(self) -> None:
         """Share the scenes out: those of training, and combinations that are held out."""
         singles, pairs = every()
-        seen, new = ([self._mixed(*(_part(kind, held) for kind in (singles, pairs))) for held in (False, True)])
-        self.train = Solids(seen, self.count, self.points, self.noise, mix(self.seed, 0), self.given, queries=self.queries)
-        count = min(len(new) * 2, 1000)
-        self.val = Solids(new, count, self.points, self.noise, mix(self.seed, 1), self.given, False, self.queries)
+        seen, new = [self._mixed(*(_part(kind, held) for kind in (singles, pairs))) for held in (False, True)]
+        how, count = (self.points, self.noise), min(len(new) * 2, 1000)
+        self.train = Solids(seen, self.count, *how, mix(self.seed, 0), self.given, True, self.queries)
+        self.val = Solids(new, count, *how, mix(self.seed, 1), self.given, False, self.queries)
         prompts = [scene.caption for both in zip(seen[:400], _filled(new, 400), strict=False) for scene in both]
         about = {"text": True, "prompts": prompts, "points": self.points, "normals": False}
         self.spec = Spec(about={**about, **self.given.about()})
@@ -207,9 +207,8 @@ class SolidData(Data):
         """Return a list in which the share of pairs is right; every scene is there when its kind is."""
         random = np.random.default_rng(7)
         total = 2 * max(len(singles), len(pairs))
-        kinds = [scenes for scenes in (singles, pairs)]
         counts = [round(total * (1 - self.pairs)), round(total * self.pairs)]
-        chosen = [scene for scenes, n in zip(kinds, counts, strict=True) for scene in _filled(scenes, n)]
+        chosen = [scene for kind, n in zip((singles, pairs), counts, strict=True) for scene in _filled(kind, n)]
         return [chosen[i] for i in random.permutation(len(chosen))]
 
 

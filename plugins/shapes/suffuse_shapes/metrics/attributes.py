@@ -88,9 +88,7 @@ def figures(asked: list[Scene], seen: list[Seen], seed: int = 0) -> dict[str, fl
         if mask.any():
             found[name] = float(right[mask].mean())
     order = np.random.default_rng(seed).permutation(len(asked))
-    found["right_swapped"] = float(
-        np.mean([all(seen[i].agrees(asked[int(j)]).values()) for i, j in enumerate(order)])
-    )
+    found["right_swapped"] = float(np.mean([all(seen[i].agrees(asked[int(j)]).values()) for i, j in enumerate(order)]))
     for name in ("colour", "solid", "form", "relation"):
         values = [value[name] for value in agreed if name in value]
         if values:

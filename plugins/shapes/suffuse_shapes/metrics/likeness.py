@@ -1,10 +1,10 @@
 r"""Likeness: how near a set of clouds is to another, over whole sets.
 
-"Learning Representations and Generative Models for 3D Point Clouds", Achlioptas et al. 2018, section 4: minimum matching
-distance (mean over the reference of the distance to its nearest sample), coverage (share of the reference that is the
-nearest one of some sample), Jensen-Shannon divergence of where points are. "PointFlow", Yang et al. 2019, section 4.2:
-accuracy of a leave-one-out nearest neighbour in telling both sets apart, one half at best. For distances D (samples by
-reference):
+"Learning Representations and Generative Models for 3D Point Clouds", Achlioptas et al. 2018, section 4: minimum
+matching distance (mean over the reference of the distance to its nearest sample), coverage (share of the reference that
+is the nearest one of some sample), Jensen-Shannon divergence of where points are. "PointFlow", Yang et al. 2019,
+section 4.2: accuracy of a leave-one-out nearest neighbour in telling both sets apart, one half at best. For distances D
+(samples by reference):
 
     MMD = mean_r min_s D(s, r),   COV = |{argmin_r D(s, r)}| / R,   JSD(P, Q) = H((P + Q) / 2) - (H(P) + H(Q)) / 2.
 """
@@ -127,5 +127,8 @@ class Likeness:
         if not clouds:
             return torch.zeros(0, 1, 3)
         count = min(self.points, min(cloud.shape[-1] for cloud in clouds))
-        return torch.stack([cloud[:3, torch.randperm(cloud.shape[-1], generator=torch.Generator().manual_seed(0))[:count]]
-                            .T.float().nan_to_num() for cloud in clouds])  # fmt: skip
+        taken = []
+        for cloud in clouds:
+            order = torch.randperm(cloud.shape[-1], generator=torch.Generator().manual_seed(0))[:count]
+            taken.append(cloud[:3, order].T.float().nan_to_num())
+        return torch.stack(taken)

@@ -15,13 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
-
 from suffuse.errors import ConfigError
 from suffuse.nn.attention import Attention, attended
 from suffuse.nn.embed import Embedding, fourier
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["Across", "SetTransformer", "feed"]
 

@@ -1,8 +1,9 @@
 """SurfaceNet: the signed distance of any place to the surface that a cloud was scanned from.
 
-A place knows its nearest points (offsets, through a small network, mean and maximum over them, as in "PointNet++", Qi et
-al. 2017, section 3.2) and, by attention, latents that have read the whole cloud: near a surface the neighbours say how
-far it is, and the whole says on which side ("Convolutional Occupancy Networks", Peng et al. 2020, has the two as well).
+A place knows its nearest points (offsets, through a small network, mean and maximum over them, as in "PointNet++", Qi
+et al. 2017, section 3.2) and, by attention, latents that have read the whole cloud: near a surface the neighbours say
+how far it is, and the whole says on which side ("Convolutional Occupancy Networks", Peng et al. 2020, has the two as
+well).
 """
 
 from __future__ import annotations
