@@ -15,7 +15,7 @@ from suffuse.conditioner import Conditioner
 from suffuse.errors import ConfigError
 from suffuse.noise import KeyedNoise
 from suffuse.process import Gaussian, Process, bound, streams
-from suffuse.state import State, map_state
+from suffuse.state import State, leaves, map_state
 
 __all__ = ["Edit", "Path", "edit", "ends"]
 
@@ -25,7 +25,7 @@ class Edit:
     """What is known of samples before they are drawn.
 
     Arguments:
-        known: A state of one row.
+        known: A state of one row, or of one per sample.
         mask: Boolean, true where `known` stays; None for nowhere.
         strength: Share of the steps that are taken, from `known` on; None starts from noise.
 
@@ -42,6 +42,14 @@ class Edit:
             raise ConfigError(f"strength={self.strength} must be above 0 and at most 1")
         if self.mask is None and self.strength is None:
             raise ConfigError("init= needs mask=, for what is made anew, or strength=, for how much is changed")
+
+    def of(self, index: Tensor) -> Edit:
+        """Return what is known of the samples number `index`; the same of all where `known` has one row."""
+        if len(next(leaves(self.known))) == 1:
+            return self
+        known, mask = (None if s is None else map_state(lambda leaf: leaf[index], s) for s in (self.known, self.mask))
+        assert known is not None
+        return Edit(known, mask, self.strength)
 
     def first(self, steps: int) -> int:
         """Return the first of the nodes 0..steps that is used."""

@@ -191,15 +191,20 @@ class _Training:
         names = _names(cfg, self.record["choices"]) if self.task.draws else {}
         how = {**names, "checkpoint": str(last), "weights": "ema"}
         self.model.to(device)
-        measured = cfg["metrics_num"] if self.metrics else 0
+        # A metric that gives samples their beginning has its own drawn.
+        begins = getattr(self.metrics, "begin", None) is not None
+        measured = cfg["metrics_num"] if self.metrics and not begins else 0
         with self.module.averaged(), self.trainer.strategy.precision_plugin.forward_context():
             found = self.task.results(self.codec, self.data, cfg["num"], measured, self.seed, how)
+            xs, raw = (
+                self.task.begun(self.codec, self.data, self.metrics, self.seed) if begins else (found.xs, found.raw)
+            )
         folder = self.run_dir / "samples" / "final"
         write_samples(folder, found.shown, found.rows, self.preview)
         figures: dict[str, Any] = {"step": self.trainer.global_step, **self.record["metrics"]}
         if self.metrics is not None:
-            figures |= dict(self.metrics(found.xs, found.raw, self.data))
-            figures["metrics_num"] = cfg["metrics_num"]
+            figures |= dict(self.metrics(xs, raw, self.data))
+            figures["metrics_num"] = len(next(iter(raw.values()), ())) if begins else measured
         for logger in self.trainer.loggers:
             logger.log_metrics({f"final/{k}": v for k, v in figures.items() if k != "step"}, self.trainer.global_step)
             logger.finalize("success")

@@ -59,7 +59,8 @@ class Sampling:
             seeds = torch.full_like(index, self.seed)
             path = Between({k: v[index] for k, v in path.raw.items()}, path.seeds[index], path.weight[index])
         like = empty(self.codec, self.model.facts, seeds, mine, self.model.device)
-        return self.codec.decode(self.model.draw(self.recipe, seeds, mine, like, self.edit, path, self.window))
+        edit = None if self.edit is None else self.edit.of(index)
+        return self.codec.decode(self.model.draw(self.recipe, seeds, mine, like, edit, path, self.window))
 
     def draw(self, index: Tensor, raw: Mapping[str, Tensor], batch: int, progress: Progress | None = None) -> Any:
         """Return the samples `index` in order, drawn `batch` at a time in this process."""

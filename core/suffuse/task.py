@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from suffuse.autoencoder import Autoencoder
 from suffuse.codec import empty, implied
 from suffuse.data import Data
+from suffuse.errors import ConfigError
 from suffuse.model import Facts, Model, Recipe
 from suffuse.overrides import own
 from suffuse.sampling import Sampling, take
@@ -76,6 +77,14 @@ class Task(ABC):
             how: Plain values for every row of the manifest.
         """
 
+    def begun(self, codec: Any, data: Data, metrics: Any, seed: int) -> tuple[Any, Mapping[str, Tensor]]:
+        """Return samples that a metric gives the beginning of by its ``begin(codec, data)``, and their conditions.
+
+        Raises:
+            ConfigError: When the task draws no samples.
+        """
+        raise ConfigError(f"metrics: {type(metrics).__name__} needs samples, which this task does not draw")
+
     def describe(self) -> str:
         """Return a line about the model; by default nothing."""
         return ""
@@ -114,6 +123,13 @@ class Diffusion(Task):
         rows = sampling.rows(torch.arange(num), {name: value[:num] for name, value in raw.items()}, how)
         part = slice(measured)
         return Results(take(xs, part), {k: v[part] for k, v in raw.items()}, take(xs, slice(num)), rows)
+
+    def begun(self, codec: Any, data: Data, metrics: Any, seed: int) -> tuple[Any, Mapping[str, Tensor]]:
+        """Draw one sample for every row of what the metric gives."""
+        raw, known = metrics.begin(codec, data)
+        count = len(next(leaves(known.known)))
+        sampling = Sampling(self.model, codec, self.recipe, seed, known)
+        return sampling.draw(torch.arange(count), raw, batch=64, progress=Progress(count, word="sample")), raw
 
     def _asked(self, codec: Any, data: Data, num: int) -> dict[str, Tensor]:
         """Return the conditions of samples for which nobody asked: a conditioner may want them from the data."""

@@ -26,7 +26,7 @@ def alone(x: Any) -> Tensor:
     """Return one sound (C, n) at its own length."""
     if not isinstance(x, Mapping):
         return x  # type: ignore[no-any-return]
-    sound: Tensor = x["x"][:, : int(x["mask"].sum())]
+    sound: Tensor = x["x"][:, : int(x["mask"].bool().sum())]
     return sound
 
 
@@ -34,14 +34,14 @@ def each(xs: Any) -> list[Tensor]:
     """Return the sounds of a batch, each (C, n) at its own length."""
     if not isinstance(xs, Mapping):
         return list(xs)
-    return [x[:, :n] for x, n in zip(xs["x"], xs["mask"].sum(1).tolist(), strict=True)]
+    return [x[:, :n] for x, n in zip(xs["x"], xs["mask"].bool().sum(1).tolist(), strict=True)]
 
 
 def together(xs: Any, samples: int) -> Tensor:
     """Return the sounds of a batch (B, C, samples), cut or followed by silence where their lengths differ."""
     if not isinstance(xs, Mapping):
         return xs  # type: ignore[no-any-return]
-    x: Tensor = (xs["x"] * xs["mask"][:, None])[..., :samples]
+    x: Tensor = (xs["x"] * xs["mask"].bool()[:, None])[..., :samples]
     return torch.nn.functional.pad(x, (0, samples - x.shape[-1]))
 
 

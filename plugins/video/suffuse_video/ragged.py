@@ -33,7 +33,7 @@ def alone(x: Any) -> Tensor:
     """Return one clip (3, T, H, W) at its own length."""
     if not isinstance(x, Mapping):
         return x  # type: ignore[no-any-return]
-    clip: Tensor = x["x"][:, : int(x["mask"].sum())]
+    clip: Tensor = x["x"][:, : int(x["mask"].bool().sum())]
     return clip
 
 
@@ -41,7 +41,7 @@ def each(xs: Any) -> list[Tensor]:
     """Return the clips of a batch, each (3, T, H, W) at its own length."""
     if not isinstance(xs, Mapping):
         return list(xs)
-    return [x[:, :n] for x, n in zip(xs["x"], xs["mask"].sum(1).tolist(), strict=True)]
+    return [x[:, :n] for x, n in zip(xs["x"], xs["mask"].bool().sum(1).tolist(), strict=True)]
 
 
 def together(xs: Any, frames: int) -> Tensor:
@@ -77,7 +77,7 @@ class Spans:
 
     def encode(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the state of a batch."""
-        lengths, clips = x["mask"].sum(1), x["x"]
+        lengths, clips = x["mask"].bool().sum(1), x["x"]
         state: Tensor | None = None
         counts = torch.tensor([self.span(n)[1] for n in lengths.tolist()], device=clips.device)
         width = max(self.span(clips.shape[2])[1], int(counts.max()))

@@ -104,8 +104,8 @@ class AudioCodec(ABC):
         """Return the state of a batch, see above."""
         if not isinstance(x, Mapping):
             return self.analyse(x)
-        lengths = x["mask"].sum(1)
-        sounds = x["x"].float() * x["mask"][:, None]
+        mask = x["mask"].bool()
+        lengths, sounds = mask.sum(1), x["x"].float() * mask[:, None]
         width = -(-sounds.shape[-1] // self.frame)
         columns = self._columns(lengths)
         width = max(width, int(columns.max()))
