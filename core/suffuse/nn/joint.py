@@ -32,7 +32,8 @@ class _Stream(nn.Module):
 
     def parts(self, embedded: Tensor) -> tuple[Tensor, ...]:
         """Return scales, shifts and gates, each (B, G, 1, width)."""
-        return self.modulate(embedded)[:, :, None].chunk(6, -1)
+        found: tuple[Tensor, ...] = self.modulate(embedded)[:, :, None].chunk(6, -1)
+        return found
 
     def qkv(self, x: Tensor, scale: Tensor, shift: Tensor, table: tuple[Tensor, Tensor] | None) -> list[Tensor]:
         """Return queries, keys and values, each (B, heads, N, head_dim)."""

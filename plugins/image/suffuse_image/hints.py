@@ -86,8 +86,9 @@ class Edges(Hint):
         channels = x.shape[-3]
         # The channel with the steepest change says: two colours of one brightness have an edge too.
         found = F.conv2d(padded.flatten(0, 1)[:, None], both).square().sum(1).sqrt()
-        size = found.unflatten(0, (-1, channels)).amax(1, keepdim=True).clamp(max=1.0)
-        size = size if self.threshold is None else (size >= self.threshold).to(x)
+        size = found.view(-1, channels, *found.shape[1:]).amax(1, keepdim=True).clamp(max=1.0)
+        if self.threshold is not None:
+            size = (size >= self.threshold).to(x)
         return size if x.ndim == 4 else size[0]
 
 
