@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import logging
+import itertools
 import os
+import signal
 import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
 
 import pytest
-import torch
+from suffuse.testing import command as inside
+from suffuse.testing.command import as_command, status
 
 BIN = Path(sys.executable).parent
 TINY = [
@@ -40,7 +46,7 @@ def tiny() -> list[str]:
 def command(tmp_path: Path) -> Command:
     """Return a function that runs a console script in `tmp_path`."""
 
-    def run(*words: str, cwd: Path = tmp_path, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(*words: str, cwd: Path = tmp_path, timeout: float = 900, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(BIN / words[0]), *words[1:]], cwd=cwd, capture_output=True, text=True, check=False,
             timeout=timeout, env=environment(**env),
@@ -50,44 +56,97 @@ def command(tmp_path: Path) -> Command:
 
 
 @pytest.fixture
-def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Return a function like `command` that runs the script in this process, which has torch loaded already."""
-    monkeypatch.chdir(tmp_path)
+def local(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Return a function like `command` that runs the script in this process, and sees what libraries print too."""
 
     def run(*words: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
-        from hydra.core.global_hydra import GlobalHydra
-        from hydra.core.hydra_config import HydraConfig
-        from suffuse import cli
-
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", [str(BIN / words[0]), *words[1:]])
-        GlobalHydra.instance().clear()
-        HydraConfig.instance().cfg = None
-        handlers, level = list(logging.root.handlers), logging.root.level
         capfd.readouterr()
-        status = 0
-        try:
-            {"train": cli.train, "sample": cli.sample, "suffuse": cli.main}[words[0]]()
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        finally:
-            logging.root.handlers[:] = handlers
-            logging.root.setLevel(level)
-            torch.use_deterministic_algorithms(False)
-        out, err = capfd.readouterr()
-        return subprocess.CompletedProcess(list(words), status, out, err)
+        with as_command(cwd, *words):
+            code = status(words[0])
+        return subprocess.CompletedProcess(list(words), code, *capfd.readouterr())
 
     return run
+
+
+class Forked:
+    """A console script in a process of its own that is a copy of this one: torch is loaded, a start takes no time.
+
+    A subset of `subprocess.Popen`: signals reach it, and it can be killed. Standard output and error are one text.
+    """
+
+    def __init__(self, folder: Path, *words: str, **env: str) -> None:
+        import suffuse.jobs  # noqa: F401  (loaded once, before the fork)
+
+        self.log = folder / f"{words[0]}-{next(_COUNT)}.log"
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if not self.pid:
+            self._become(folder, words, env)
+
+    def _become(self, folder: Path, words: tuple[str, ...], env: dict[str, str]) -> NoReturn:
+        code = 1
+        try:
+            file = os.open(self.log, os.O_WRONLY | os.O_CREAT)
+            for number, name in ((1, "stdout"), (2, "stderr")):
+                os.dup2(file, number)
+                setattr(sys, name, os.fdopen(number, "w", buffering=1))
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            wanted = environment(**env)
+            os.environ.clear()
+            os.environ.update(wanted)
+            sys.modules["__main__"] = ModuleType("__main__")  # else other ranks would start pytest
+            with as_command(folder, *words):
+                code = status(words[0])
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        """Return the status, negative for a signal, or None while it runs."""
+        if self.returncode is None:
+            pid, ended = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(ended) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Send SIGKILL, unless it has ended."""
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float = 900) -> tuple[str, None]:
+        """Wait for the end and return what was printed; kill it after `timeout` seconds."""
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                self.kill()
+                os.waitpid(self.pid, 0)
+                raise TimeoutError(f"no end after {timeout} s: {self.log.read_text()}")
+            time.sleep(0.01)
+        return self.log.read_text(), None
+
+
+_COUNT = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def forked() -> type[Forked]:
+    """Return `Forked`."""
+    return Forked
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a tiny finished run; treat it as read-only."""
     folder = tmp_path_factory.mktemp("trained")
-    done = subprocess.run(
-        [str(BIN / "train"), *TINY, "name=tiny"], cwd=folder, capture_output=True, text=True, check=False,
-        timeout=300, env=environment(),
-    )  # fmt: skip
+    done = inside(folder, "train", *TINY, "name=tiny")
     assert done.returncode == 0, done.stderr
     (folder / "train.out").write_text(done.stdout)
     (folder / "train.err").write_text(done.stderr)

@@ -61,7 +61,7 @@ FLOORS = {
                 "pretrained",
             ],
             ["cache", "sampling", "task", "training"],
-            ["rundir"],
+            ["failures", "rundir"],
             ["jobs", "app", "info", "testing"],
         ]
     )

@@ -18,7 +18,7 @@ import torch
 
 from suffuse.errors import CheckpointError
 
-__all__ = ["check_drawable", "is_autoencoder", "link", "read", "write"]
+__all__ = ["check_drawable", "is_autoencoder", "link", "newest", "read", "write"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -78,6 +78,29 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(saved, dict) or "suffuse" not in saved or "state_dict" not in saved:
         raise CheckpointError(f"{path}: not a checkpoint written by suffuse")
     return saved
+
+
+def newest(folder: Path) -> tuple[Path | None, list[Path]]:
+    """Return the newest whole checkpoint of a run, or None without any, and the damaged ones before it.
+
+    A file that was cut short has lost its directory, which stands at its end, so the weights need not be read.
+
+    Raises:
+        CheckpointError: When there are checkpoints, and all of them are damaged.
+    """
+    damaged = []
+    for path in [folder / "last.ckpt", *sorted(folder.glob("step-*.ckpt"), reverse=True)]:
+        if not path.is_file():
+            continue
+        try:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception:  # torch raises whatever the damage leads to
+            damaged.append(path)
+            continue
+        return path, damaged
+    if damaged:
+        raise CheckpointError(f"{folder}: no checkpoint there can be read; remove them to start anew")
+    return None, []
 
 
 def is_autoencoder(saved: Mapping[str, Any]) -> bool:

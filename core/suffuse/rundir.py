@@ -7,17 +7,20 @@ and ``samples/``. Nothing in it is overwritten by another run, and every file ap
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from suffuse.checkpoint import newest
 from suffuse.cli import find_checkpoint
 from suffuse.errors import ConfigError
-from suffuse.training.progress import is_first_rank
+from suffuse.training.progress import is_first_rank, say
 
-__all__ = ["next_samples", "resume_path", "run_dir", "tuned_folder", "write_text"]
+__all__ = ["locked", "next_samples", "resume_path", "run_dir", "tuned_folder", "write_text"]
 
 
 def run_dir(cfg: DictConfig) -> Path:
@@ -37,6 +40,7 @@ def resume_path(cfg: Mapping[str, Any], folder: Path) -> Path | None:
 
     Raises:
         ConfigError: When the run directory holds a run and ``ckpt`` does not say to continue it.
+        CheckpointError: When it is to be continued, and none of its checkpoints can be read.
     """
     last = folder / "checkpoints" / "last.ckpt"
     if cfg["ckpt"] is None:
@@ -44,8 +48,42 @@ def resume_path(cfg: Mapping[str, Any], folder: Path) -> Path | None:
             raise ConfigError(f"name={folder.name}: {folder} already holds a run; add ckpt=auto to continue it")
         return None
     if cfg["ckpt"] == "auto":
-        return last if last.is_file() else None
+        found, damaged = newest(last.parent)
+        if damaged:
+            say(f"{', '.join(map(str, damaged))}: damaged; falling back to {found}")
+        return found
     return find_checkpoint(str(cfg["ckpt"]))
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other jobs from writing into a run directory; the system lets go of it when this process ends, however.
+
+    Raises:
+        ConfigError: When another process trains there.
+    """
+    if not is_first_rank() or os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            # Of the process and not of the open file, so that workers that outlive it do not hold it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            who = file.read().strip() or "another process"
+            raise ConfigError(
+                f"name={folder.name}: {who} is training in {folder}; wait for its end or give another name"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def next_samples(out: str | None, checkpoint: Path) -> Path:

@@ -1,0 +1,47 @@
+"""Trainer: Lightning's, from a config, and quiet."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+
+from suffuse.errors import ConfigError
+from suffuse.training.io import AtomicIO
+
+__all__ = ["make_trainer", "quiet"]
+
+
+def make_trainer(cfg: Mapping[str, Any], **options: Any) -> Trainer:
+    """Return the trainer of a config's group ``trainer``.
+
+    Raises:
+        ConfigError: For what Lightning does not take.
+    """
+    how = cfg["trainer"]
+    # Deterministic kernels are wanted, not the filling of fresh memory with NaN that torch adds to find bugs.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        return Trainer(
+            accelerator=how["accelerator"], devices=cfg["devices"] or how["devices"], num_nodes=how["num_nodes"],
+            strategy=how["strategy"], precision=how["precision"], deterministic=how["deterministic"],
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+            plugins=[AtomicIO()], **options,
+        )  # fmt: skip
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"trainer: {text}") from error
+
+
+def quiet() -> None:
+    """Keep Lightning's own lines off the screen: ours say the same, once."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).handlers.clear()
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message=".*num_workers.*")
