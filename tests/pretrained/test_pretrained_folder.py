@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -189,6 +191,16 @@ def test_dtypes(folder):
     assert half.dtype == torch.float32 and 0 < (whole - half).abs().max() < 0.1
     with pytest.raises(ConfigError, match=r"model\.dtype=int8 is none of"):
         Network(str(folder("ddpm")), dtype="int8")
+
+
+def test_words_need_no_torch(folder):
+    code = (
+        "import sys; from suffuse.pretrained.words import for_training; "
+        f"for_training(['pretrained={folder('sd')}']); "
+        "print(sorted({'torch', 'diffusers', 'transformers', 'hydra', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_words(folder):

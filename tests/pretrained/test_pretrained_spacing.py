@@ -8,7 +8,8 @@ import torch
 from suffuse.errors import ConfigError
 from suffuse.pretrained.scheduler import kind_of, parameterization_of, schedule_of
 from suffuse.pretrained.solvers import solver
-from suffuse.pretrained.spacing import grid_of, shift_of
+from suffuse.pretrained.spacing import Spacing, grid_of, shift_of
+from suffuse.schedule import RectifiedFlow
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra pretrained)")
 
@@ -159,6 +160,16 @@ def test_an_edm_networks_answer_means_what_it_means_there(predicts, spread):
 def test_the_dynamic_shift_is_that_of_the_paper():
     config = {"use_dynamic_shifting": True}
     assert shift_of(config, 256) == pytest.approx(np.exp(0.5)) and shift_of(config, 4096) == pytest.approx(np.exp(1.15))
+
+
+def test_the_shift_is_that_of_the_size_that_is_drawn(folder):
+    where = str(folder("flux"))
+    grids = [
+        Spacing(where, *how)(RectifiedFlow(), 4).t
+        for how in ((), (32, 48), (None, None, (4, 16, 24)), (None, 48, (4, 16, 99)))
+    ]
+    assert np.array_equal(grids[1], grids[2]) and np.array_equal(grids[1], grids[3])
+    assert (grids[0][1:-1] > grids[1][1:-1]).all()  # 4,096 tokens take more noise than 96
 
 
 def test_what_is_unknown_is_named():

@@ -75,8 +75,8 @@ def _diffusers(saved: dict[str, Any], weights: str, out: Path) -> None:
     folder, part = network.folder, network.folder.family.network
 
     def left_out(where: str, names: list[str]) -> list[str]:
-        here = Path(where).resolve() == folder.of(part).resolve()
-        # Pickles are not handed on, and the denoiser's old weights are not wanted.
+        # Pickles are not handed on; the denoiser's old weights, and single files of them beside the parts, not wanted.
+        here = Path(where).resolve() in (folder.of(part).resolve(), folder.path.resolve())
         old = (".safetensors", ".bin", ".index.json")
         return [
             n for n in names if n.startswith(".") or n.endswith((".bin", ".ckpt", ".pt")) or (here and n.endswith(old))

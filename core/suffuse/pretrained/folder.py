@@ -24,8 +24,8 @@ __all__ = ["Folder", "opened", "resolve"]
 
 INSTALL = "pip install 'suffuse[pretrained]'"
 ID = re.compile(r"[\w.-]+/[\w.-]+")
-PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
-"""Files that are fetched from the hub."""
+PATTERNS = ("*.json", "*.txt", "*.model", "*/*.safetensors", "diffusion_pytorch_model*.safetensors")
+"""Files that are fetched from the hub: no pickles, and none of the single files that lie beside the parts."""
 
 
 def resolve(where: str, download: bool = False) -> Path:
