@@ -48,8 +48,8 @@ def drawn(picture: _Float, disc: Disc, shape: str, colour: tuple[float, float, f
     """Return a picture (3, size, size) with one object over it."""
     size = picture.shape[-1]
     x, y, radius = (value * size for value in disc)
-    rows, columns = np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5, indexing="ij")
-    there = np.clip(0.5 - _outline(shape, columns - x, rows - y, radius), 0, 1)
+    line = np.arange(size) + 0.5
+    there = np.clip(0.5 - _outline(shape, line[None] - x, line[:, None] - y, radius), 0, 1)
     return np.asarray(picture + (np.array(colour)[:, None, None] - picture) * there)
 
 
