@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from suffuse.testing import ModalityContract
+from suffuse.testing import ModalityContract, command
 
 TINY = ("data.count=96", "data.batch_size=16", "model.width=16", "conditioner.width=16")
 
@@ -88,14 +83,6 @@ class TestMel(Quiet):
 # The commands.
 
 
-class Done(NamedTuple):
-    """What a command did."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a tiny trained run ``outputs/audio/tiny``."""
@@ -105,24 +92,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = command(folder, "train", "modality=audio", *words)
     assert done.returncode == 0, done.stderr
     return folder
-
-
-def command(folder: Path, *words: str) -> Done:
-    """Run a command line in this process: a new one would import torch for seconds."""
-    from suffuse import cli
-
-    out, err, code, before = io.StringIO(), io.StringIO(), 0, Path.cwd()
-    argv, sys.argv = sys.argv, ["suffuse", *words]
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as error:
-        code = int(error.code or 0)
-    finally:
-        os.chdir(before)
-        sys.argv = argv
-    return Done(code, out.getvalue(), err.getvalue())
 
 
 def drawn(folder: Path, *words: str) -> list[dict]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 import torch
 from suffuse.data import Data, Spec
 from suffuse.errors import CheckpointError, ConfigError
+from suffuse.testing import command
 from suffuse_video.codec import Latent
 from suffuse_video.codec.sizes import nearest
 from suffuse_video.codec.tiles import Tiled
@@ -337,31 +335,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def runs(path: Path, task: str, *words: str) -> str:
     """Run a job of the command line in `path`, in this process, and return what it prints."""
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-    from suffuse import cli
-
     if task == "train":
         words = (
             "modality=video", "~data", "+data._target_=test_latent.Drifting", "+data.batch_size=8", "every.validate=8",
             "every.preview=8", "val_num=8", "preview_num=4", "trainer=cpu", *words,
         )  # fmt: skip
-    handlers, level, said = list(logging.root.handlers), logging.root.level, io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.chdir(path)
+    with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parent))
-        patch.setattr(sys, "argv", [task, *words])
-        GlobalHydra.instance().clear()
-        HydraConfig.instance().cfg = None
-        try:
-            {"train": cli.train, "sample": cli.sample}[task]()
-        except SystemExit as end:
-            assert not end.code, said.getvalue()
-        finally:
-            logging.root.handlers[:] = handlers
-            logging.root.setLevel(level)
-            torch.use_deterministic_algorithms(False)
-    return said.getvalue()
+        done = command(path, task, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_the_run_of_an_autoencoder(folder: Path) -> None:

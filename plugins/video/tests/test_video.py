@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import numpy as np
 import pytest
 import torch
-from suffuse.testing import ModalityContract
+from suffuse.testing import ModalityContract, command
 from suffuse_video.data import Shapes
 
 TINY = ("data.count=96", "data.batch_size=8", "model.width=32", "model.depth=2", "model.heads=2", "model.placed=16",
@@ -42,32 +37,6 @@ class TestUNet(ModalityContract):
     modality = "video"
     overrides = ("data.count=32", "data.batch_size=4", "conditioner.width=16", "model=unet", "model.width=16",
                  "model.patch=[1,2,2]", "model.factors=[[1,2,2]]", "model.attention=[1]")  # fmt: skip
-
-
-class Done(NamedTuple):
-    """What a command did."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def command(folder: Path, *words: str) -> Done:
-    """Run a command line in this process: a new one would import torch for seconds."""
-    from suffuse import cli
-
-    out, err, code, before = io.StringIO(), io.StringIO(), 0, Path.cwd()
-    argv, sys.argv = sys.argv, ["suffuse", *words]
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as error:
-        code = int(error.code or 0)
-    finally:
-        os.chdir(before)
-        sys.argv = argv
-    return Done(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
