@@ -57,12 +57,12 @@ class _Rows(Dataset[Any]):
         return self.count
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        whole = self.batch([key])  # type: ignore[list-item]
+        whole = self.batch([key])
         cond = {name: value[0] for name, value in whole["cond"].items()}
         return {"x": whole["x"][0], "cond": cond, "index": int(whole["index"][0])}
 
-    def batch(self, keys: Sequence[int] | Sequence[tuple[int, int]]) -> dict[str, Any]:
-        """Return the items of `keys`, collated."""
+    def batch(self, keys: Sequence[Any]) -> dict[str, Any]:
+        """Return the items of `keys`, indices or pairs (epoch, index), collated."""
         places = [k if isinstance(k, int) else k[1] for k in keys]
         rows = torch.tensor(places)
         x = torch.from_numpy(np.stack([self.states[i // self.shard][i % self.shard] for i in places]))
