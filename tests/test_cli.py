@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from suffuse.testing import command as inside
 
 
 def one_line(result, status: int = 1) -> str:
@@ -77,7 +78,6 @@ MISTAKES = [
     (["train", "modality=image", "smapler=heun"], "did you mean 'sampler'?"),
     (["train", "modality=image", "data.root_=x"], "train: unknown key 'data.root_'"),
     (["train", "modality=image", "steps=0"], "steps=0 is out of range"),
-    (["train", "modality=image", "name=x", "data=image/folder"], "data.path"),
     (["train"], "say which modality"),
     (["sample", "num=3"], "say which model"),
     (["sample", "ckpt=nowhere"], "ckpt=nowhere: no such run directory or file"),
@@ -94,6 +94,10 @@ def test_a_mistake_is_one_clear_line(command, words: list[str], text: str) -> No
     assert text in one_line(command(*words))
 
 
+def test_what_the_data_need_is_asked_for(local) -> None:
+    assert "data.path" in one_line(local("train", "modality=image", "name=x", "data=image/folder"))
+
+
 def test_a_key_of_another_data_option_is_named(command) -> None:
     """The key exists somewhere in the group, so only Hydra notices; still one line."""
     assert "path" in one_line(command("train", "modality=image", "data.path=x"))
@@ -101,7 +105,8 @@ def test_a_key_of_another_data_option_is_named(command) -> None:
 
 def test_plugins_json(command) -> None:
     found = json.loads(command("suffuse", "plugins", "--json").stdout)
-    assert [m["name"] for m in found["modalities"]] == ["audio", "image", "molecules", "video"]
+    names = [m["name"] for m in found["modalities"]]
+    assert names == sorted(names) and {"audio", "image", "molecules", "video"} <= set(names)
     assert found["failures"] == []
 
 
@@ -179,11 +184,12 @@ def test_samples_depend_on_seed_and_condition_alone(local, trained: Path, tmp_pa
     assert digests(tmp_path / "all")["00003.png"] == digests(tmp_path / "one")["00000.png"]
 
 
-def test_two_ranks_write_the_same_files(command, trained: Path, tmp_path: Path) -> None:
+def test_two_ranks_write_the_same_files(forked, trained: Path, tmp_path: Path) -> None:
     base = ["sample", f"ckpt={trained}", "num=7", "batch_size=2", "sampler=ancestral", "sampler.steps=3"]
-    assert command(*base, "trainer=cpu", "out=one").returncode == 0
-    result = command(*base, "trainer=ddp", "trainer.accelerator=cpu", "devices=2")
-    assert result.returncode == 0, result.stderr
+    assert inside(tmp_path, *base, "trainer=cpu", "out=one").returncode == 0
+    process = forked(tmp_path, *base, "trainer=ddp", "trainer.accelerator=cpu", "devices=2")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
     found = next((trained / "samples").glob("[0-9]*"))  # the default directory, which all ranks must agree on
     assert len(digests(tmp_path / "one")) == 7
     assert digests(tmp_path / "one") == digests(found)
@@ -254,8 +260,16 @@ def test_a_sampling_mistake_is_one_clear_line(local, trained: Path, words: list[
     assert text in one_line(local("sample", f"ckpt={trained}", "num=2", "trainer=cpu", *words))
 
 
-def test_a_checkpoint_of_an_absent_plugin(command, trained: Path, tmp_path: Path) -> None:
-    line = one_line(command("sample", f"ckpt={trained}", SUFFUSE_DISABLE_PLUGINS="image"))
+def test_a_checkpoint_of_an_absent_plugin(local, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from suffuse.plugins import registry
+
+    monkeypatch.setenv("SUFFUSE_DISABLE_PLUGINS", "image")
+    registry.cache_clear()
+    try:
+        line = one_line(local("sample", f"ckpt={trained}"))
+    finally:
+        monkeypatch.undo()
+        registry.cache_clear()
     assert "trained with suffuse-image" in line and "pip install suffuse-image" in line
 
 

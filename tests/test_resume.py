@@ -6,6 +6,7 @@ import csv
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,17 +18,6 @@ RUN = [
     "model.dropout=0.1", "every.log=4", "every.validate=10", "every.preview=12", "every.checkpoint=3", "preview_num=2",
     "val_num=16", "num=2", "metrics=none", "sampler.steps=2", "name=run",
 ]  # fmt: skip
-
-
-def start(folder: Path, environment, *words: str) -> subprocess.Popen[str]:
-    from shutil import which
-
-    program = which("train", path=environment()["PATH"])
-    assert program is not None
-    return subprocess.Popen(
-        [program, *RUN, *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=environment(),
-    )  # fmt: skip
 
 
 def result(folder: Path) -> tuple[dict, list[dict[str, str]], str]:
@@ -59,17 +49,16 @@ def same(a: object, b: object, where: str = "") -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, environment) -> Path:
-    """Return the folder of an uninterrupted run."""
+    """Return the folder of an uninterrupted run, in a process that starts from nothing."""
     folder = tmp_path_factory.mktemp("whole")
-    process = start(folder, environment)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    script = str(Path(sys.executable).parent / "train")
+    subprocess.run([script, *RUN], cwd=folder, check=True, capture_output=True, timeout=900, env=environment())
     return folder
 
 
-def wait_for(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for(run: Path, step: int, process) -> None:
     """Wait until the CSV shows that training reached `step`, or the process ended."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < end:
         if (run / "metrics.csv").is_file():
             rows = (run / "metrics.csv").read_text().splitlines()
@@ -78,12 +67,12 @@ def wait_for(run: Path, step: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.005)
 
 
-def test_killed_at_random_moments(whole: Path, tmp_path: Path, environment) -> None:
+def test_killed_at_random_moments(whole: Path, tmp_path: Path, forked) -> None:
     run = tmp_path / "outputs" / "image" / "run"
     moments = random.Random(0)
     kills = 0
     for at in (4, 12, 20):
-        process = start(tmp_path, environment, "ckpt=auto")
+        process = forked(tmp_path, "train", *RUN, "ckpt=auto")
         wait_for(run, at, process)
         time.sleep(moments.uniform(0, 0.2))
         process.kill()
@@ -91,8 +80,8 @@ def test_killed_at_random_moments(whole: Path, tmp_path: Path, environment) -> N
         kills += process.returncode == -signal.SIGKILL
         if (run / "checkpoints" / "last.ckpt").is_file():  # whatever the moment, it is whole
             torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    process = start(tmp_path, environment, "ckpt=auto")
-    output, _ = process.communicate(timeout=300)
+    process = forked(tmp_path, "train", *RUN, "ckpt=auto")
+    output, _ = process.communicate()
     assert process.returncode == 0, output
     assert kills >= 2 and "continuing" in output
     (a, rows_a, files_a), (b, rows_b, files_b) = result(whole), result(tmp_path)
@@ -102,18 +91,18 @@ def test_killed_at_random_moments(whole: Path, tmp_path: Path, environment) -> N
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_run_goes_on(whole: Path, tmp_path: Path, environment, signum: signal.Signals) -> None:
+def test_a_signal_saves_and_the_run_goes_on(whole: Path, tmp_path: Path, forked, signum: signal.Signals) -> None:
     run = tmp_path / "outputs" / "image" / "run"
-    process = start(tmp_path, environment)
+    process = forked(tmp_path, "train", *RUN)
     wait_for(run, 8, process)
     process.send_signal(signum)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate()
     assert process.returncode == 128 + signum, output
     assert "Traceback" not in output and "continue with the same command and ckpt=auto" in output
     stopped = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["suffuse"]["step"]
     assert 8 <= stopped < 30 and f"at step {stopped}" in output
-    process = start(tmp_path, environment, "ckpt=auto")
-    output, _ = process.communicate(timeout=300)
+    process = forked(tmp_path, "train", *RUN, "ckpt=auto")
+    output, _ = process.communicate()
     assert process.returncode == 0 and f"at step {stopped}" in output, output
     same(result(whole)[0], result(tmp_path)[0])
     assert result(whole)[1] == result(tmp_path)[1]
