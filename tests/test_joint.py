@@ -46,15 +46,15 @@ def test_attention_is_one_softmax_over_both() -> None:
 
 
 def test_the_caption_changes_with_the_picture() -> None:
-    net = filled(DiT((3, 8, 8), cond_dim=8, context_dim=6, width=32, depth=2, heads=2, attention="joint"))
-    x, noise = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
+    net = filled(DiT((3, 8, 8), cond_dim=8, context_dim=6, width=32, depth=2, heads=2, attention="joint"), 0.1).float()
+    x, noise = torch.randn(2, 3, 8, 8), torch.rand(2)
     cond = {"vector": torch.randn(2, 8), "tokens": torch.randn(2, 5, 6), "mask": torch.ones(2, 5, dtype=torch.bool)}
-    cond = {k: v.double() if v.is_floating_point() else v for k, v in cond.items()}
     first = net(x, noise, cond)
-    assert first.shape == x.shape and (net(x, noise, cond | {"tokens": cond["tokens"].flip(0)}) - first).abs().max() > 1e-4
+    other = net(x, noise, cond | {"tokens": cond["tokens"].flip(0)})
+    assert first.shape == x.shape and (other - first).abs().max() > 1e-4
     # A word alone is attended to as often as it is there; its order is the conditioner's to tell.
     turned = cond | {"tokens": cond["tokens"].flip(1)}
-    torch.testing.assert_close(net(x, noise, turned), first)
+    torch.testing.assert_close(net(x, noise, turned), first, atol=1e-4, rtol=1e-4)
     net(x, noise, cond).sum().backward()
     without = {name for name, p in net.named_parameters() if p.grad is None or p.grad.abs().max() == 0}
     # After the last block the caption's own tokens are not used any more.
@@ -78,9 +78,8 @@ def test_it_starts_at_zero_and_recomputes_alike() -> None:
 
 
 def test_padded_slices_and_levels_of_slices() -> None:
-    net = filled(
-        DiT({"x": (3, 8), "mask": (8,)}, cond_dim=4, context_dim=6, patch=1, width=32, depth=2, heads=2, attention="joint")
-    ).float()
+    how: dict[str, Any] = {"patch": 1, "width": 32, "depth": 2, "heads": 2, "attention": "joint"}
+    net = filled(DiT({"x": (3, 8), "mask": (8,)}, cond_dim=4, context_dim=6, **how)).float()
     cond = {"vector": torch.randn(2, 4), "tokens": torch.randn(2, 5, 6)}
     x, mask = torch.randn(2, 3, 8), torch.arange(8)[None] < torch.tensor([[5], [8]])
     noise = torch.rand(2, 8)

@@ -87,7 +87,8 @@ class Encoder:
             raise ConfigError(f"{self.key}={self.path}: a {kind} is no CLIP; use conditioner=text_pretrained")
         self.pool = 0
         if self.pooled and self._clip:
-            self.pool = int(getattr(own, "projection_dim", None) or getattr(config, "projection_dim", self.size))
+            widths = (getattr(own, "projection_dim", None), getattr(config, "projection_dim", None), self.size)
+            self.pool = next(int(width) for width in widths if width)
         elif self.pooled and self.kind == "llm":
             self.pool = self.size
 
@@ -143,8 +144,9 @@ class Encoder:
             return None
         if not self._clip:
             return kept[-1]
-        vector = getattr(out, "text_embeds", None)
-        return (out.pooler_output if vector is None else vector)[row].float().cpu()
+        vector: Tensor | None = getattr(out, "text_embeds", None)
+        whole: Tensor = out.pooler_output if vector is None else vector
+        return whole[row].float().cpu()
 
     def spans(self, caption: str) -> list[tuple[int, int]]:
         """Return where in a caption each of its tokens begins and ends; the empty span for marks of the model's own."""
@@ -304,7 +306,7 @@ class EncodedText(Text):
     def _parts(self, text: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return tokens (B, T, D) and pooled vector (B, P) of every encoder."""
         found = []
-        for encoder, part in zip(self.frozen, text.split(self.sizes, 1), strict=True):
+        for encoder, part in zip(self.frozen, torch.split(text, self.sizes, 1), strict=True):
             tokens = part[:, : encoder.length * encoder.size].unflatten(1, (encoder.length, encoder.size))
             found.append((tokens, part[:, encoder.length * encoder.size :]))
         return found
@@ -341,7 +343,7 @@ class EncodedText(Text):
         if not self.drop_each or not self.text or len(self.frozen) < 2:
             return dict(raw)
         raw, parts = self.prepare(raw), []
-        for number, part in enumerate(raw["text"].split(self.sizes, 1)):
+        for number, part in enumerate(torch.split(raw["text"], self.sizes, 1)):
             like = part.new_empty(len(part))
             silent = noise.uniform(like, step, EACH_STREAM + number) < self.drop_each
             parts.append(part * (~silent)[:, None].to(part))

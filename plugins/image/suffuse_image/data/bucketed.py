@@ -116,7 +116,9 @@ def loaders(data: Any, split: Bucketed, kind: str, *how: Any) -> DataLoader[Any]
     """
     sizes = [data.batch_size] * len(split.parts)
     if kind == "train":
-        found: DataLoader[Any] = data._loader(split, BucketStream(split.bucket, sizes, data.seed, *how, split.epochs))
+        start, rank, world = how
+        stream = BucketStream(split.bucket, sizes, data.seed, start, rank, world, split.epochs)
+        found: DataLoader[Any] = data._loader(split, stream)
         return found
     limit, rank, world = how
     rows = spaced(len(split), limit)[rank::world]

@@ -133,8 +133,8 @@ class Folder(Data):
                     shapes.append(shape)
             sets.append(Bucketed(parts, shapes, sets[0].shape if sets else None))
         self.train, self.val = sets
-        shape = (self.reader.decoder.channels, *sets[0].shape)
-        facts = about(shape, self.val.parts[0], self.hint) | {"buckets": [list(s) for s in self.train.buckets]}
+        whole = (self.reader.decoder.channels, *sets[0].shape)
+        facts = about(whole, sets[1].parts[0], self.hint) | {"buckets": [list(s) for s in sets[0].buckets]}
         self.spec = replace(self.spec, about=facts)
 
     def _read(self, records: list[Record], flip: bool, told: bool, reader: Reader | None = None) -> Pictures:
