@@ -47,6 +47,7 @@ class Autoencoder(nn.Module):
         self.objective: Reconstruction = build(cfg["objective"], "objective", shape=facts.shape, about=facts.about)
         if not isinstance(self.objective, Reconstruction):
             raise ConfigError(f"objective={cfg['objective']['_target_']} does not train autoencoders")
+        term: Any
         for term in self.objective.terms.values():
             term.scale = self.scale
 

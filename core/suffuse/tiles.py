@@ -1,4 +1,4 @@
-"""Tiles: large pictures and frames are encoded and decoded in overlapping squares, which are blended where they overlap.
+"""Tiles: large pictures and frames go through an autoencoder in squares, which are blended where they overlap.
 
 y = sum_k w_k y_k / sum_k w_k with y_k the result of tile k, and w_k falling linearly over a quarter of its side: memory
 does not grow with the frame. An autoencoder of diffusers that can be told a size tiles in its own way.

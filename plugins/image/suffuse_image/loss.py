@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from suffuse.errors import ConfigError
@@ -44,7 +45,8 @@ class LPIPS(Term):
         from torchmetrics.functional.image.lpips import _LPIPS
 
         # With its dropout, which evaluation switches off: without, its own weights have other names and stay random.
-        network = _LPIPS(pretrained=True, net=net, pnet_rand=True, use_dropout=True)
+        kind: Any = net
+        network = _LPIPS(pretrained=True, net=kind, pnet_rand=True, use_dropout=True)
         try:
             weights = torch.load(where, map_location="cpu", weights_only=True)
             own = network.net.state_dict()

@@ -78,7 +78,9 @@ class Pictured(Conditioner):
         self.text, self.prompts = getattr(self.inner, "text", False), getattr(self.inner, "prompts", ())
         self.stores = getattr(self.inner, "stores", ())
         width = self.width
-        self.told = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width)) if own else None
+        self.told: nn.Module | None = None
+        if own:
+            self.told = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
 
     def read(self, captions: Sequence[str]) -> Any:
         """Return what the other conditioner reads of captions."""

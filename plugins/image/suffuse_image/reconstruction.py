@@ -45,7 +45,7 @@ class Reconstruction:
         known = len(data.spec.labels) > 1 and bool((labels >= 0).any())
         pictures = stack(lambda i: shown[i]["x"], len(shown))
         net = train(pictures, labels if known else None, len(data.spec.labels), self.train_steps, self.seed)
-        own, back = (net.read(stack(lambda i, z=z: z[i], len(z)))[0] for z in (x, y))
+        own, back = (net.read(stack(z.__getitem__, len(z)))[0] for z in (x, y))
         return found | {"rfid": frechet(back, own), "rfid_real": frechet(own[::2], own[1::2])}
 
 
