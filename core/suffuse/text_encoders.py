@@ -307,7 +307,7 @@ class EncodedText(Text):
         """Return tokens (B, T, D) and pooled vector (B, P) of every encoder."""
         found = []
         for encoder, part in zip(self.frozen, torch.split(text, self.sizes, 1), strict=True):
-            tokens = part[:, : encoder.length * encoder.size].unflatten(1, (encoder.length, encoder.size))
+            tokens = part[:, : encoder.length * encoder.size].reshape(len(part), encoder.length, encoder.size)
             found.append((tokens, part[:, encoder.length * encoder.size :]))
         return found
 
