@@ -84,7 +84,8 @@ class Pictured(Conditioner):
 
     def read(self, captions: Sequence[str]) -> Any:
         """Return what the other conditioner reads of captions."""
-        return self.inner.read(captions)
+        inner: Any = self.inner
+        return inner.read(captions)
 
     def forward(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what the other conditioner returns, with ``image``, (B, E, h, w) in [-1, 1]."""
