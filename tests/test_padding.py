@@ -11,6 +11,7 @@ from suffuse.levels import CLEAN, TokenLevels
 from suffuse.nn import DiT, UNet
 from suffuse.noise import KeyedNoise
 from suffuse.objective import EDMWeight, LogNormal, Objective
+from suffuse.observation.sdedit import noised
 from suffuse.process import Frozen, Gaussian, bound
 from suffuse.sampler import Ancestral, Euler, Multistep, SingleStep, sample
 from suffuse.schedule import EDM, RectifiedFlow
@@ -111,6 +112,19 @@ def test_sampling_does_not_see_padding(sampler, levels: bool):
         alone = run(SIZES[i : i + 1], size, torch.tensor([i]))
         assert alone.abs().max() > 0.1
         assert (wide[i, :, :size] - alone[0]).abs().max() < 1e-12 and (wide[i, :, size:] == 0).all()
+
+
+def test_varying_does_not_see_padding():
+    """Noised part of the way, a row of a padded batch is what it would be alone, and zero behind its end."""
+    process = {"x": Gaussian(RectifiedFlow(), Padded(axes=(2,))), "mask": Frozen()}
+    mask = there(SIZES, 6)
+    x0 = {"x": torch.randn(3, 2, 6, dtype=f64) * mask[:, None], "mask": mask}
+    whole = noised(process, x0, 0.4, KeyedNoise(torch.arange(3)))
+    assert torch.equal(whole["mask"], mask)
+    for i, size in enumerate(SIZES.tolist()):
+        own = {"x": x0["x"][i : i + 1, :, :size], "mask": mask[i : i + 1, :size]}
+        alone = noised(process, own, 0.4, KeyedNoise(torch.tensor([i])))
+        assert torch.equal(whole["x"][i, :, :size], alone["x"][0]) and not whole["x"][i, :, size:].any()
 
 
 def network(**options) -> DiT:

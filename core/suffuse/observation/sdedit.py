@@ -11,7 +11,7 @@ from suffuse.denoiser import Condition, Denoiser
 from suffuse.errors import ConfigError
 from suffuse.grid import Grid
 from suffuse.noise import KeyedNoise
-from suffuse.process import streams
+from suffuse.process import bound, streams
 from suffuse.sampler import Sampler, sample
 from suffuse.state import State, map_state
 
@@ -20,8 +20,9 @@ __all__ = ["from_time", "noised", "sdedit"]
 
 def noised(process: Any, x0: State, t: float, noise: KeyedNoise) -> State:
     """Return x_t for a clean state, with draw 0 of each field's stream."""
+    held = bound(process, x0)
     moved: State = map_state(
-        lambda leaf, p, stream: p.corrupt(leaf, t, p.draw(leaf, noise, 0, stream)), x0, process, streams(process)
+        lambda leaf, p, stream: p.corrupt(leaf, t, p.draw(leaf, noise, 0, stream)), x0, held, streams(process)
     )
     return moved
 
