@@ -14,10 +14,12 @@ import yaml
 from suffuse.autoencoder import Autoencoder
 from suffuse.errors import CheckpointError, ConfigError
 from suffuse.latent import Latent
+from suffuse.metrics import Fidelity
 from suffuse.model import Facts, Model
 from suffuse.nn import ConvAutoencoder
 from suffuse.noise import KeyedNoise
 from suffuse.reconstruction import Adversarial, Reconstruction, Term, divergence
+from suffuse.testing import command
 from torch import Tensor
 
 SMALL = ["model.width=8", "model.multipliers=[1,2]", "model.latent=4"]
@@ -180,30 +182,37 @@ def test_a_strong_price_empties_the_bottleneck() -> None:
 
 
 @pytest.fixture(scope="module")
-def coder(tmp_path_factory: pytest.TempPathFactory, environment) -> Path:
+def coder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a finished tiny autoencoder."""
-    import subprocess
-    import sys
-
     folder = tmp_path_factory.mktemp("coder")
     words = ["modality=image", "task=autoencoder", "trainer=cpu", "steps=8", "every.log=2", "every.preview=4", "num=6"]
     words += ["every.validate=4", "every.checkpoint=4", "preview_num=4", "val_num=20", "metrics_num=40", "name=ae"]
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "train"), *words, *SMALL], cwd=folder, capture_output=True, text=True,
-        check=False, env=environment(),
-    )  # fmt: skip
+    done = command(folder, "train", *words, *SMALL)
     assert done.returncode == 0, done.stderr
-    assert "times fewer numbers" in done.stdout and "codec=latent codec.ckpt=outputs/image/ae" in done.stdout
+    assert "times fewer numbers" in done.stdout and "latent codec.ckpt=outputs/image/ae" in done.stdout
     return folder / "outputs" / "image" / "ae"
 
 
 def test_a_run_shows_pairs_and_says_how_good_they_are(coder: Path) -> None:
     figures = json.loads((coder / "metrics.json").read_text())
-    assert figures["psnr"] > 0 and figures["mse"] > 0 and math.isfinite(figures["val/loss"])
+    assert figures["psnr"] > 0 and math.isfinite(figures["val/loss"])
     rows = [json.loads(line) for line in (coder / "samples/final/manifest.jsonl").read_text().splitlines()]
     assert [row["kind"] for row in rows] == ["data", "reconstruction"] * 3
     assert [row["of"] for row in rows] == [0, 0, 1, 1, 2, 2] and "sampler" not in rows[0]
     assert (coder / "previews/step-000004.png").is_file() and (coder / "samples/final/overview.png").is_file()
+
+
+def test_the_figures_of_known_errors() -> None:
+    x = torch.rand(5, 1, 8, generator=torch.Generator().manual_seed(0))
+    x[0, 0, :2] = torch.tensor([0.0, 2.0])  # the range
+
+    class Held:
+        def sample(self, limit: int, held_out: bool = False) -> list[dict[str, Tensor]]:
+            assert held_out
+            return [{"x": row} for row in x[:limit]]
+
+    figures = Fidelity()(x + 0.1, {}, Held())
+    assert figures == pytest.approx({"psnr": 10 * math.log10(4 / 0.01), "mse": 0.01, "mae": 0.1}, rel=1e-5)
 
 
 def test_its_latents_are_states_that_a_run_diffuses(coder: Path, local, tiny: list[str], tmp_path: Path) -> None:

@@ -47,15 +47,15 @@ def test_continuing_a_finished_run_changes_nothing(local, tiny: list[str], tmp_p
     assert state() == before
 
 
-def test_two_ranks_train_like_one(command, tiny: list[str], tmp_path: Path) -> None:
+def test_two_ranks_train_like_one(local, forked, tiny: list[str], tmp_path: Path) -> None:
     """Equal global batch, equal losses; noise, times and dropped conditions follow the place in the global batch."""
     words = [*tiny, "every.preview=0"]
-    assert command("train", *words, "name=one").returncode == 0
-    result = command(
-        "train", *words, "data.batch_size=8", "trainer=ddp", "trainer.accelerator=cpu", "devices=2", "name=two"
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("draw more") == 1
+    assert local("train", *words, "name=one").returncode == 0
+    words += ["data.batch_size=8", "trainer=ddp", "trainer.accelerator=cpu", "devices=2", "name=two"]
+    process = forked(tmp_path, "train", *words)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert output.count("draw more") == 1
     one, two = rows(tmp_path / "outputs/image/one"), rows(tmp_path / "outputs/image/two")
     for a, b in zip(one, two, strict=True):
         assert math.isclose(float(a["loss"]), float(b["loss"]), rel_tol=1e-5)
