@@ -237,7 +237,7 @@ def test_given_clouds():
     known = {tuple(p) for p in cloud[:3].T.tolist()}
     coarse = Given("coarse", 50, 0.0).of(cloud, np.random.default_rng(0))["cloud"]
     assert len({tuple(p) for p in coarse[:3].T.tolist()} & known) == 50
-    partial = Given("partial", 60, 0.0).of(cloud, np.random.default_rng(0))["cloud"]
+    partial = Given("partial", 200, 0.0).of(cloud, np.random.default_rng(0))["cloud"]
     inside = {tuple(p) for p in partial[:3].T.tolist()}
     assert inside <= known
     # The points on one side of a plane: the means of the two sides lie apart.

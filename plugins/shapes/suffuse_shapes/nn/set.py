@@ -45,6 +45,25 @@ class Across(nn.Module):
         return out
 
 
+def _directions() -> Tensor:
+    """Return unit vectors (9, 3) along the axes and the diagonals of their planes.
+
+    Latents see means over points. Of features of single axes these are marginals, which say little of how a square
+    stands; waves along diagonals are products of both.
+    """
+    found = [*torch.eye(3).unbind(0)]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        for sign in (1.0, -1.0):
+            v = torch.zeros(3)
+            v[i], v[j] = 0.5**0.5, sign * 0.5**0.5
+            found.append(v)
+    return torch.stack(found)
+
+
+def _entrance(inputs: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
+
+
 def feed(width: int, ratio: float) -> nn.Sequential:
     hidden = int(width * ratio)
     return nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, width))
@@ -127,7 +146,7 @@ class SetTransformer(nn.Module):
         thoughts: Layers among the latents per round.
         heads: Attention heads.
         ratio: Hidden over outer width of feed-forward layers.
-        fourier: Fourier features of each coordinate.
+        fourier: Fourier features along each of nine directions.
         highest: Highest angular frequency of a feature, of positions with standard deviation 1.
         checkpointing: Recompute rounds in the backward pass instead of storing them.
         about: Facts of the data; with ``given`` the condition holds a cloud that the latents read as well.
@@ -138,7 +157,7 @@ class SetTransformer(nn.Module):
 
     def __init__(
         self, shape: Sequence[int], cond_dim: int = 0, context_dim: int = 0, width: int = 96, latent: int = 192,
-        latents: int = 24, depth: int = 4, thoughts: int = 1, heads: int = 4, ratio: float = 2.0, fourier: int = 16,
+        latents: int = 24, depth: int = 4, thoughts: int = 1, heads: int = 4, ratio: float = 2.0, fourier: int = 8,
         highest: float = 16.0, checkpointing: bool = False,
         about: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
@@ -151,12 +170,14 @@ class SetTransformer(nn.Module):
             raise ConfigError(f"model.fourier={fourier} must be even and at least 2")
         self.channels, self.fourier, self.highest, self.checkpointing = int(shape[0]), fourier, highest, checkpointing
         self.context = context_dim
-        self.enter = nn.Linear(self.channels + 3 * fourier, width)
+        self.register_buffer("directions", _directions(), persistent=False)
+        self.enter = _entrance(self.channels + len(_directions()) * fourier, width)
         self.embed = Embedding(latent, cond_dim, 1)
         self.first = nn.Parameter(torch.randn(latents, latent) * 0.5)
         self.words = nn.Linear(context_dim, latent) if context_dim else None
         # Given points are of another kind than those of the sample: they have a way in of their own.
-        self.given = nn.Linear(self.channels + 3 * fourier, width) if (about or {}).get("given") else None
+        inputs = self.channels + len(_directions()) * fourier
+        self.given = _entrance(inputs, width) if (about or {}).get("given") else None
         inner = min(width, latent)
         self.rounds = nn.ModuleList(_Round(width, latent, latents, heads, inner, ratio, thoughts) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -197,7 +218,7 @@ class SetTransformer(nn.Module):
 
     def _features(self, x: Tensor) -> Tensor:
         p = x.transpose(1, 2)
-        waves = fourier(p[..., :3], self.fourier, 0.5, self.highest).flatten(2)
+        waves = fourier(p[..., :3] @ self.directions.T.to(p), self.fourier, 0.5, self.highest).flatten(2)
         return torch.cat([p, waves.to(p)], -1)
 
     def _given(self, cond: Mapping[str, Tensor] | None, h: Tensor) -> tuple[Tensor | None, Tensor | None]:
