@@ -38,14 +38,14 @@ def measured(run: Path, *words: str) -> dict[str, float]:
 
 def test_the_default_run_shows_what_is_asked(run: Path):
     figures = json.loads((run / "metrics.json").read_text())
-    assert figures["right"] >= 0.58 and figures["right_held_out"] >= 0.38 and figures["right_swapped"] < 0.06
+    assert figures["right"] >= 0.88 and figures["right_held_out"] >= 0.82 and figures["right_swapped"] < 0.03
     assert figures["right_real"] == 1 and figures["grain"] < 0.025
 
 
 def test_image_to_video(run: Path):
     figures = measured(run, "--given", "1")
-    assert figures["kept_min"] > 60 and figures["straight"] >= 0.9
+    assert figures["kept_min"] > 60 and figures["whole"] >= 0.8
 
 
 def test_rollout(run: Path):
-    assert measured(run, "--frames", "32")["whole"] >= 0.25
+    assert measured(run, "--frames", "32")["whole"] >= 0.35
