@@ -106,7 +106,7 @@ def test_a_key_of_another_data_option_is_named(command) -> None:
 def test_plugins_json(command) -> None:
     found = json.loads(command("suffuse", "plugins", "--json").stdout)
     names = [m["name"] for m in found["modalities"]]
-    assert names == sorted(names) and {"audio", "image", "molecules", "video"} <= set(names)
+    assert names == sorted(names) and {"audio", "image", "molecules", "shapes", "video"} <= set(names)
     assert found["failures"] == []
 
 
