@@ -134,5 +134,5 @@ def test_every_module_is_placed() -> None:
 def test_the_core_names_no_plugin() -> None:
     for path in [*CORE.rglob("*.py"), *(CORE.parents[1] / "conf").rglob("*.yaml")]:
         text = path.read_text()
-        for plugin in ("suffuse_image", "suffuse-image", "suffuse_audio", "suffuse_video", "suffuse_molecules", "suffuse_shapes"):
-            assert plugin not in text, f"{path} names {plugin}"
+        for plugin in ("image", "audio", "video", "molecules", "shapes"):
+            assert f"suffuse_{plugin}" not in text and f"suffuse-{plugin}" not in text, f"{path} names {plugin}"
