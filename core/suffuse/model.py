@@ -301,7 +301,9 @@ class Model(nn.Module):
             if edit.strength is None:
                 return sample(denoiser, self.process, recipe.sampler, grid, noise, like, cond, x=x)
             whole = map_state(lambda leaf: leaf.expand(len(seeds), *leaf.shape[1:]).clone(), known)
-            start = float(grid.t[edit.first(len(grid.t) - 1)])
+            # The last nodes of a grid that ends clean may lie at one time: nothing is between them.
+            below = [int(i) for i in (grid.t > grid.t[-1]).nonzero()[0]]
+            start = float(grid.t[min(edit.first(len(grid.t) - 1), below[-1])])
             return sdedit(denoiser, self.process, recipe.sampler, grid, noise, whole, start, cond)
 
     def guided(self, recipe: Recipe, raw: Mapping[str, Tensor], rows: int) -> tuple[Denoiser, Any]:
