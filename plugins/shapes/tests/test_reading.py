@@ -73,7 +73,12 @@ def test_training_never_shows_what_is_held_out():
     shown = {data.train.scenes[i % len(data.train.scenes)] for i in range(len(data.train))}
     assert not any(held_out(scene) for scene in shown) and all(held_out(scene) for scene in data.val.scenes)
     two = np.mean([data.train.scenes[i % len(data.train.scenes)].second is not None for i in range(2000)])
-    assert two == pytest.approx(0.5, abs=0.05)
+    assert two == pytest.approx(0.3, abs=0.05)
+    singles, pairs = every()
+    assert set(data.train.scenes) == {scene for scene in singles + pairs if not held_out(scene)}
+    alone = SolidData(pairs=0.0)
+    alone.setup()
+    assert all(scene.second is None for scene in alone.train.scenes + alone.val.scenes)
 
 
 def test_items_differ_by_epoch_and_fit_the_frame():

@@ -98,7 +98,7 @@ def test_a_run_ends_in_clouds(run: Path):
     final = run / "outputs" / "shapes" / "tiny" / "samples" / "final"
     figures = json.loads((run / "outputs" / "shapes" / "tiny" / "metrics.json").read_text())
     assert len(cloud_of(final / "00000.ply")) == 48 and (final / "overview.png").stat().st_size > 1000
-    assert 0 <= figures["right"] < 0.5 and figures["residual"] > figures["residual_real"] > 0
+    assert figures["right"] == 0 and figures["right_real"] == 1 and 0.01 < figures["residual_real"] < 0.04
 
 
 def test_prompts_files_and_numbers_of_points(run: Path):

@@ -175,7 +175,7 @@ class SolidData(Data):
     """
 
     def __init__(
-        self, points: int = 256, pairs: float = 0.5, noise: float = 0.03, count: int = 4096, given: str = "none",
+        self, points: int = 256, pairs: float = 0.3, noise: float = 0.03, count: int = 4096, given: str = "none",
         given_points: int = 256, jitter: float = 0.02, queries: int = 0, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(**options)
@@ -206,9 +206,9 @@ class SolidData(Data):
     def _mixed(self, singles: list[Scene], pairs: list[Scene]) -> list[Scene]:
         """Return a list in which the share of pairs is right; every scene is there when its kind is."""
         random = np.random.default_rng(7)
-        total = 2 * max(len(singles), len(pairs))
-        counts = [round(total * (1 - self.pairs)), round(total * self.pairs)]
-        chosen = [scene for kind, n in zip((singles, pairs), counts, strict=True) for scene in _filled(kind, n)]
+        kinds = [(kind, share) for kind, share in ((singles, 1 - self.pairs), (pairs, self.pairs)) if share > 0]
+        total = max(len(kind) / share for kind, share in kinds)
+        chosen = [scene for kind, share in kinds for scene in _filled(kind, max(len(kind), round(total * share)))]
         return [chosen[i] for i in random.permutation(len(chosen))]
 
 
