@@ -5,7 +5,7 @@ core's observation wrapper holds fixed while the rest is drawn:
 
 - ``mask=rest`` (or ``rest:0.7``): the file is a partial cloud; half (or 0.7) of the points are new.
 - ``mask=colour``, ``mask=position``: that channel is made anew.
-- ``mask=z>0.2``: points on that side of a plane are made anew, on an axis x, y or z.
+- ``mask=z:above:0.2``: points on that side of a plane are made anew; or ``below``, or along x or y.
 """
 
 from __future__ import annotations
@@ -125,16 +125,16 @@ def _share(mask: str | None) -> float | None:
 
 def _beyond(mask: str, x: Tensor) -> Tensor:
     """Return which points of (C, N) lie on the side of a plane that is made anew."""
-    found = re.fullmatch(r"([xyz])\s*([<>])\s*(-?[\d.]+)", mask)
+    found = re.fullmatch(r"([xyz]):(above|below):(-?[\d.]+)", mask)
     try:
         if found is None:
             raise ValueError
         at = float(found[3])
     except ValueError:
-        text = "must be rest, rest:0.7, colour, position, or a side of a plane as z>0.2"
+        text = "must be rest, rest:0.7, colour, position, or a side of a plane as z:above:0.2"
         raise ConfigError(f"mask={mask} {text}") from None
     along = x["xyz".index(found[1])]
-    inside = along > at if found[2] == ">" else along < at
+    inside = along > at if found[2] == "above" else along < at
     if not inside.any():
         raise ConfigError(f"mask={mask}: no points there; the file's {found[1]} runs from {along.min():.3g} to "
                           f"{along.max():.3g}")  # fmt: skip

@@ -125,7 +125,7 @@ def mesh(decoder: SurfaceNet, cloud: Tensor, resolution: int = 64) -> Any:
     _, nearest = tree.query(found.vertices, k=min(3, cloud.shape[1]))
     rgb = cloud[3:6].T.cpu().numpy()[np.asarray(nearest).reshape(len(found.vertices), -1)].mean(1)
     rgba = np.concatenate([rgb.clip(0, 1), np.ones((len(rgb), 1))], 1)
-    found.visual.vertex_colors = np.round(rgba * 255).astype(np.uint8)
+    found.visual = trimesh.visual.ColorVisuals(found, vertex_colors=np.round(rgba * 255).astype(np.uint8))
     return found
 
 

@@ -85,8 +85,9 @@ class Seen:
             found = paired[0][1]
             return right | {"form": found is not None and found.form == scene.first.form}
         first, second = (found for _, found in paired)
-        both = first is not None and second is not None
-        return right | {"relation": both and relation(first, second) == scene.relation}
+        if first is None or second is None:
+            return right | {"relation": False}
+        return right | {"relation": relation(first, second) == scene.relation}
 
 
 def relation(a: Found, b: Found) -> str:

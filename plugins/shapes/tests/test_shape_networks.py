@@ -163,7 +163,8 @@ def test_the_grid_in_two_steps_is_the_whole_grid():
 
 def test_a_decoder_is_trained_and_used(tmp_path: Path):
     words = ["data.count=64", "data.batch_size=8", "data.points=128", "data.queries=64", "model.width=32",
-             "model.heads=2", "steps=30", "num=2", "metrics_num=4", "preview.turn=false", "trainer=cpu", "name=d"]  # fmt: skip
+             "model.heads=2", "steps=30", "num=2", "metrics_num=4", "preview.turn=false", "trainer=cpu",
+             "name=d"]  # fmt: skip
     done = command(tmp_path, "train", "modality=shapes", "task=shapes/surface", *words)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "outputs" / "shapes" / "d"

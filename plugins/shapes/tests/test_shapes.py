@@ -115,7 +115,7 @@ def test_prompts_files_and_numbers_of_points(run: Path):
         assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
-@pytest.mark.parametrize("mask", ["rest:0.4", "colour", "z>0.0"])
+@pytest.mark.parametrize("mask", ["rest:0.4", "colour", "z:above:0.0"])
 def test_completion_keeps_what_is_given(run: Path, mask: str):
     rows, out = drawn(run, "init=in.ply", f"mask={mask}", f"out=kept-{mask[:3]}")
     known = cloud_of(run / "in.ply")
@@ -136,7 +136,7 @@ def test_completion_keeps_what_is_given(run: Path, mask: str):
 def test_bad_masks_and_files_are_one_line(run: Path):
     for words, said in (
         (("init=in.ply", "mask=top"), "mask=top"), (("init=none.ply", "mask=rest"), "no such file"),
-        (("init=in.npy", "mask=rest"), "frame=fit"), (("init=in.ply", "mask=z>9"), "no points there"),
+        (("init=in.npy", "mask=rest"), "frame=fit"), (("init=in.ply", "mask=z:above:9"), "no points there"),
         (("init=in.ply", "mask=rest:2"), "rest:0.7"), (("condition.cloud=in.ply",), "no such condition"),
     ):  # fmt: skip
         done = command(run, "sample", "ckpt=outputs/shapes/tiny", "num=1", "out=never", *words)

@@ -151,10 +151,12 @@ class Folder(Data):
             return
         found = self._parted()
         total = sum(len(part) for part in found)
-        items, bad, names = [], {}, [record.key for part in found for record, _ in part]
+        items: list[list[Item]] = []
+        bad: dict[int, Exception] = {}
+        names = [record.key for part in found for record, _ in part]
         for part in found:
             clouds = in_threads(self._read, part)
-            first = sum(map(len, found[: len(items)]))
+            first = sum(len(earlier) for earlier in found[: len(items)])
             items.append([Item(r, c) for (r, _), c in zip(part, clouds, strict=True) if isinstance(c, Cloud)])
             bad |= {first + i: c for i, c in enumerate(clouds) if isinstance(c, FileError)}
         judge(bad, names.__getitem__, total, self.max_bad, "data.path", "shapes cannot be used")

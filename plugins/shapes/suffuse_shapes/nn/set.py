@@ -170,6 +170,7 @@ class SetTransformer(nn.Module):
             raise ConfigError(f"model.fourier={fourier} must be even and at least 2")
         self.channels, self.fourier, self.highest, self.checkpointing = int(shape[0]), fourier, highest, checkpointing
         self.context = context_dim
+        self.directions: Tensor
         self.register_buffer("directions", _directions(), persistent=False)
         self.enter = _entrance(self.channels + len(_directions()) * fourier, width)
         self.embed = Embedding(latent, cond_dim, 1)
