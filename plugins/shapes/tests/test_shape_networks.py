@@ -137,7 +137,8 @@ def test_a_mesh_is_closed_and_of_the_right_size(tmp_path: Path, radius: float):
     assert what.volume == pytest.approx(4 / 3 * math.pi * radius**3, rel=0.02)
     assert abs(np.linalg.norm(found.vertices, axis=1) - radius).max() < EXTENT / 24
     red = np.asarray(found.visual.vertex_colors)[:, 0]
-    assert red[found.vertices[:, 0] > 0.2].min() == 255 and red[found.vertices[:, 0] < -0.2].max() < 140
+    side = found.vertices[:, 0] / radius
+    assert red[side > 0.4].min() == 255 and red[side < -0.4].max() < 140
     for suffix in ("glb", "stl", "ply", "obj"):
         again = trimesh.load(write(found, tmp_path / f"m.{suffix}"), force="mesh")
         again.merge_vertices()
