@@ -96,6 +96,10 @@ class Forked:
             os.environ.clear()
             os.environ.update(wanted)
             sys.modules["__main__"] = ModuleType("__main__")  # else other ranks would start pytest
+            if "RANK" in env:  # which Lightning reads when it is imported
+                from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+                rank_zero_only.rank = int(env["RANK"])
             with as_command(folder, *words):
                 code = status(words[0])
         except BaseException:

@@ -55,7 +55,10 @@ def link(target: Path, name: Path) -> None:
     temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        os.link(target, temporary)
+        if target.is_dir():  # a sharded checkpoint
+            temporary.symlink_to(target.name, target_is_directory=True)
+        else:
+            os.link(target, temporary)
     except OSError:  # a file system without hard links
         shutil.copyfile(target, temporary)
     temporary.replace(name)
@@ -67,6 +70,11 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: When the file is not a checkpoint of suffuse, or is damaged.
     """
+    if path.is_dir():
+        from suffuse import sharded
+
+        saved = sharded.read(path)
+        return _checked(saved, path)
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -75,6 +83,10 @@ def read(path: Path) -> dict[str, Any]:
         others = sorted(p.name for p in path.parent.glob("step-*.ckpt") if p != path)
         hint = f"; try {others[-1]} beside it" if others else ""
         raise CheckpointError(f"{path}: not a readable checkpoint ({type(error).__name__}){hint}") from error
+    return _checked(saved, path)
+
+
+def _checked(saved: Any, path: Path) -> dict[str, Any]:
     if not isinstance(saved, dict) or "suffuse" not in saved or "state_dict" not in saved:
         raise CheckpointError(f"{path}: not a checkpoint written by suffuse")
     return saved
@@ -90,10 +102,15 @@ def newest(folder: Path) -> tuple[Path | None, list[Path]]:
     """
     damaged = []
     for path in [folder / "last.ckpt", *sorted(folder.glob("step-*.ckpt"), reverse=True)]:
-        if not path.is_file():
+        if not path.exists():
             continue
         try:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if path.is_dir():
+                from suffuse import sharded
+
+                sharded.read(path, lazy=True)
+            else:
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception:  # torch raises whatever the damage leads to
             damaged.append(path)
             continue

@@ -110,6 +110,17 @@ examples
   sample ckpt=outputs/NAME/x/checkpoints/ema-0.15.ckpt
 """
 
+CONSOLIDATE_HELP = """\
+usage: suffuse consolidate ckpt=RUN_DIR_OR_CHECKPOINT [out=FILE]
+
+Writes the checkpoint of a run with trainer=fsdp, a folder with one file per process, as one file, by default
+checkpoints/consolidated.ckpt of the run. `sample` and `train ckpt=…` take either.
+
+examples
+  train modality=NAME trainer=fsdp name=x
+  suffuse consolidate ckpt=outputs/NAME/x
+"""
+
 EXPORT_HELP = """\
 usage: suffuse export ckpt=RUN_DIR_OR_FILE to=FORMAT [out=DIR] [weights=ema|raw]
 
@@ -278,6 +289,25 @@ def _ema(argv: list[str]) -> None:
     print(reconstruct(checkpoint, std, Path(given["out"]).expanduser() if given.get("out") else None))
 
 
+def _consolidate(argv: list[str]) -> None:
+    if not argv or {"-h", "--help"} & set(argv):
+        print(CONSOLIDATE_HELP, end="")
+        return
+    given: dict[str, str] = {}
+    for word in argv:
+        _, key, value = overrides.split(word)
+        if "=" not in word or key not in ("ckpt", "out"):
+            raise ConfigError(f"unknown key {key!r}{suggest(key, ('ckpt', 'out'), listing='keys')}")
+        given[key] = value
+    if not given.get("ckpt"):
+        raise ConfigError("ckpt is not set; give it as ckpt=RUN_DIR_OR_CHECKPOINT")
+    checkpoint = find_checkpoint(given["ckpt"])
+
+    from suffuse.sharded import consolidate
+
+    print(consolidate(checkpoint, Path(given["out"]).expanduser() if given.get("out") else None))
+
+
 def _export(argv: list[str]) -> None:
     if not argv or {"-h", "--help"} & set(argv):
         print(EXPORT_HELP, end="")
@@ -307,15 +337,20 @@ def find_checkpoint(where: str) -> Path:
         CheckpointError: When there is none; names the nearest existing run.
     """
     path = Path(where).expanduser()
-    if path.is_file():
+    if _is_checkpoint(path):
         return path
     for candidate in (path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
-        if candidate.is_file():
+        if _is_checkpoint(candidate):
             return candidate
     if path.is_dir():
         raise CheckpointError(f"ckpt={where}: no checkpoint there (looked for checkpoints/last.ckpt)")
     runs = [str(last.parents[1]) for last in Path("outputs").glob("*/*/checkpoints/last.ckpt")]
     raise CheckpointError(f"ckpt={where}: no such run directory or file{suggest(where, runs, listing='runs here')}")
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Return whether a path is a checkpoint: a file, or the folder of a sharded one."""
+    return path.is_file() or (path / "tree.pt").is_file()
 
 
 def train() -> None:
@@ -347,6 +382,7 @@ def _plugins(as_json: bool) -> int:
 def main() -> None:
     """Entry point of ``suffuse``: train and sample, look at the installation or a checkpoint, start a plugin."""
     tasks = {"train": _train, "sample": _sample, "tune": _tune, "encode": _encode, "ema": _ema, "export": _export}
+    tasks["consolidate"] = _consolidate
     if len(sys.argv) > 1 and sys.argv[1] in tasks:
         task = sys.argv.pop(1)
         _guard(task, tasks[task], sys.argv[1:])
@@ -362,6 +398,7 @@ def main() -> None:
     commands.add_parser("tune", help="fit a sampler's time grid to a trained model")
     commands.add_parser("encode", help="encode all items once, before a run reads them")
     commands.add_parser("ema", help="choose the width of the averaged weights after training")
+    commands.add_parser("consolidate", help="make one file of a checkpoint that several processes wrote")
     commands.add_parser("export", help="write a run's weights as a folder of diffusers, or as safetensors")
     plugins = commands.add_parser("plugins", help="list modality packages; fails if one is broken")
     plugins.add_argument("--json", action="store_true", help="print one JSON object")

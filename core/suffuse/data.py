@@ -9,7 +9,7 @@ item is seen once per epoch whatever the batch size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,11 +48,14 @@ class PositionStream(Sampler[list[Any]]):
         rank: This process.
         world: Number of processes.
         epochs: Yield ``(epoch, index)`` pairs, for data sets that augment by epoch.
+        offset: Added to every position: how far the run was beyond where it would have been with this batch and world.
     """
 
     def __init__(
-        self, length: int, batch: int, seed: int, start: int = 0, rank: int = 0, world: int = 1, epochs: bool = False
-    ) -> None:
+        self, length: int, batch: int, seed: int, start: int = 0, rank: int = 0, world: int = 1, epochs: bool = False,
+        offset: int = 0,
+    ) -> None:  # fmt: skip
+        self.offset = offset
         self.length, self.batch, self.seed, self.start = length, batch, seed, start
         self.rank, self.world, self.epochs = rank, world, epochs
         self._cached: tuple[int, torch.Tensor] | None = None
@@ -69,7 +72,7 @@ class PositionStream(Sampler[list[Any]]):
     def __iter__(self) -> Iterator[list[Any]]:
         step = self.start
         while True:
-            first = (step * self.world + self.rank) * self.batch
+            first = self.offset + (step * self.world + self.rank) * self.batch
             yield [self._item(position) for position in range(first, first + self.batch)]
             step += 1
 
@@ -132,6 +135,7 @@ class Data:
         if workers < 0:
             raise ConfigError(f"data.workers={workers} must be at least 0")
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.past: tuple[tuple[int, int, int], ...] = ()
 
     def setup(self) -> None:
         """Read whatever `train`, `val` and `spec` need; called once before they are used."""
@@ -158,12 +162,26 @@ class Data:
         split: Any = self.val if held_out else self.train
         return [split[(0, i) if getattr(split, "epochs", False) else i] for i in spaced(len(split), limit)]
 
+    def follow(self, past: Sequence[tuple[int, int, int]]) -> None:
+        """Take note of stretches of the run with another number of ranks, or rows per rank, before `train_loader`.
+
+        The stream goes on at the item after the last that was seen, so that every item is still seen once per epoch.
+
+        Arguments:
+            past: Of every such stretch its micro-batches, ranks, and rows per rank and micro-batch, in order.
+
+        Raises:
+            ConfigError: Where the data's order depends on the number of ranks.
+        """
+        self.past = tuple(past)
+
     def train_loader(self, start: int = 0, rank: int = 0, world: int = 1) -> DataLoader[Any]:
         """Return the endless loader of training batches from micro-batch `start` on."""
         epochs = bool(getattr(self.train, "epochs", False))
         stream = PositionStream(
             len(self.train),  # type: ignore[arg-type]
             self.batch_size, self.seed, start, rank, world, epochs,
+            sum(count * (ranks * rows - world * self.batch_size) for count, ranks, rows in self.past),
         )  # fmt: skip
         return self._loader(self.train, stream)
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from suffuse.errors import ConfigError
+from suffuse.state import local
 
 __all__ = ["EMA", "ConstantDecay", "HalfLife", "PostHoc", "PowerDecay", "exponent"]
 
@@ -197,12 +198,25 @@ class EMA:
         return self.tracks[0]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the averages towards the parameters."""
+    def update(self, skip: Tensor | None = None) -> None:
+        """Move the averages towards the parameters.
+
+        Arguments:
+            skip: A scalar on the parameters' device, 1 where this update is to change nothing; whoever reads it later
+                takes the update back from `updates`.
+        """
         self.updates += 1
-        now = [parameter.detach() for parameter in self.parameters]
+        now = [local(parameter.detach()) for parameter in self.parameters]
         for track, decay in zip(self.tracks, self.decays, strict=True):
-            torch._foreach_lerp_(track, now, 1 - decay(self.updates))
+            held, share = [local(average) for average in track], 1 - decay(self.updates)
+            if skip is None:
+                torch._foreach_lerp_(held, now, share)
+                continue
+            for first in range(0, len(held), 64):  # in parts, for the memory of the differences
+                part = slice(first, first + 64)
+                away = torch._foreach_sub(now[part], held[part])
+                torch._foreach_mul_(away, share * (1 - skip))
+                torch._foreach_add_(held[part], away)
 
     @contextmanager
     def swap(self) -> Iterator[None]:
@@ -216,9 +230,10 @@ class EMA:
     @torch.no_grad()
     def _exchange(self) -> None:
         for parameter, average in zip(self.parameters, self.averages, strict=True):
-            held = parameter.detach().clone()
-            parameter.copy_(average)
-            average.copy_(held)
+            now, other = local(parameter.detach()), local(average)
+            held = now.clone()
+            now.copy_(other)
+            other.copy_(held)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages and the number of updates."""
@@ -226,8 +241,14 @@ class EMA:
         return {"updates": self.updates, "averages": first, "others": others}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(
+        self, state: dict[str, Any], assign: Callable[[Tensor, Any], None] = torch.Tensor.copy_
+    ) -> None:
         """Take back what `state_dict` returned.
+
+        Arguments:
+            state: The state.
+            assign: Copies a saved average to where it belongs; one that knows of spread tensors for these.
 
         Raises:
             ConfigError: When it holds another number of averages.
@@ -241,4 +262,4 @@ class EMA:
         self.updates = state["updates"]
         for track, saved in zip(self.tracks, tracks, strict=True):
             for average, value in zip(track, saved, strict=True):
-                average.copy_(value)
+                assign(average, value)

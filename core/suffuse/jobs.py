@@ -7,9 +7,10 @@ import functools
 import json
 import logging
 import math
+import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from suffuse.errors import ConfigError
 from suffuse.failures import readable
 from suffuse.model import Facts, Model, Recipe, fit_codec
 from suffuse.overrides import check_limits
+from suffuse.parts import Parts
 from suffuse.plugins import registry
 from suffuse.posthoc import FOLDER
 from suffuse.rollout import Window
@@ -34,7 +36,9 @@ from suffuse.rundir import locked, next_samples, resume_path, run_dir, tuned_fol
 from suffuse.sampling import Sampling, write_samples
 from suffuse.state import leaves
 from suffuse.task import Task
+from suffuse.training.background import Background
 from suffuse.training.callbacks import Checkpoints, Monitor, Previews, Stop, Validation
+from suffuse.training.distributed import requeue
 from suffuse.training.module import TrainingModule
 from suffuse.training.progress import Progress, duration, say
 from suffuse.training.snapshots import Snapshots
@@ -58,6 +62,8 @@ def train(cfg: DictConfig) -> float | None:
     check_limits(plain)
     folder = run_dir(cfg)
     resume = resume_path(plain, folder)
+    if plain["trainer"]["requeue"] and "SLURM_JOB_ID" in os.environ and plain["ckpt"] != "auto":
+        raise ConfigError("trainer.requeue starts the same command again: add name= and ckpt=auto, or set it to []")
     plain["ckpt"] = None  # how a run was continued is no part of what it is
     with readable(plain), locked(folder):
         run = _Training(plain, folder)
@@ -83,6 +89,7 @@ class _Training:
         self.metrics = build(cfg["metrics"], "metrics", seed=self.seed) if cfg["metrics"] else None
         # A codec may say of how many items the spread is worth measuring.
         facts = Facts.measure(self.data, self.codec, getattr(self.codec, "measured", 1024), process=cfg["process"])
+        self.facts = facts
         self.task: Task = build(cfg["task"], "task", cfg=cfg, facts=facts)
         self.model: Any = self.task.model
         self.record: dict[str, Any] = {
@@ -140,7 +147,7 @@ class _Training:
         if cfg["compile"]:
             self.task.compile()
         monitor = Monitor(every["log"], Progress(cfg["steps"]))
-        stop = Stop()
+        stop, background = Stop(how["requeue"]), Background(how["background"])
         callbacks = [
             monitor,
             Validation(every["validate"], cfg["val_num"], monitor),
@@ -155,14 +162,14 @@ class _Training:
             *(build(node, f"callbacks.{name}") for name, node in (cfg["callbacks"] or {}).items()),
             stop,
             *([Snapshots(decay, self.run_dir / "checkpoints" / FOLDER)] if isinstance(decay, PostHoc) else []),
-            Checkpoints(every["checkpoint"], cfg["keep"], self.run_dir / "checkpoints"),
+            Checkpoints(every["checkpoint"], cfg["keep"], self.run_dir / "checkpoints", background),
         ]
         loggers = [
             build(node, f"logger.{name}", run_dir=str(self.run_dir), run_config=cfg)
             for name, node in (cfg["logger"] or {}).items()
         ]
         trainer = make_trainer(
-            cfg, callbacks=callbacks, logger=loggers, max_steps=cfg["steps"],
+            cfg, background, callbacks=callbacks, logger=loggers, max_steps=cfg["steps"],
             accumulate_grad_batches=how["accumulate"], limit_val_batches=0, num_sanity_val_steps=0,
             default_root_dir=str(self.run_dir),
         )  # fmt: skip
@@ -173,7 +180,10 @@ class _Training:
         self.seconds = time.perf_counter() - began
         self.module, self.trainer = module, trainer
         if stop.signum is not None:
+            again = trainer.is_global_zero and stop.signum in stop.requeue and requeue()
             say(
+                f"stopped by signal {stop.signum} at step {trainer.global_step}, which is saved; SLURM starts it again"
+                if again else
                 f"stopped by signal {stop.signum} at step {trainer.global_step}, which is saved; "
                 f"continue with the same command and ckpt=auto (with name={self.run_dir.name})"
             )
@@ -190,11 +200,10 @@ class _Training:
         last = self.run_dir / "checkpoints" / "last.ckpt"
         names = _names(cfg, self.record["choices"]) if self.task.draws else {}
         how = {**names, "checkpoint": str(last), "weights": "ema"}
-        self.model.to(device)
         # A metric that gives samples their beginning has its own drawn.
         begins = getattr(self.metrics, "begin", None) is not None
         measured = cfg["metrics_num"] if self.metrics and not begins else 0
-        with self.module.averaged(), self.trainer.strategy.precision_plugin.forward_context():
+        with self._drawing(last, device), self.trainer.strategy.precision_plugin.forward_context():
             found = self.task.results(self.codec, self.data, cfg["num"], measured, self.seed, how)
             xs, raw = (
                 self.task.begun(self.codec, self.data, self.metrics, self.seed) if begins else (found.xs, found.raw)
@@ -211,6 +220,21 @@ class _Training:
         timing = {"train_seconds": round(self.seconds, 1)}
         write_text(self.run_dir / "metrics.json", json.dumps(figures | {"timing": timing}, indent=2) + "\n")
         self._summary(figures, folder)
+
+    @contextlib.contextmanager
+    def _drawing(self, last: Path, device: torch.device) -> Iterator[None]:
+        """Make `task` one that draws with the averaged weights; of spread ones from the checkpoint, as one process."""
+        if not self.module.is_spread:
+            self.model.to(device)
+            with self.module.averaged():
+                yield
+            return
+        self.task = build(self.cfg["task"], "task", cfg=self.cfg, facts=self.facts)
+        self.model = self.task.model
+        weights = files.read(last)["state_dict"]
+        self.model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
+        self.model.to(device).eval()
+        yield
 
     def _summary(self, figures: Mapping[str, Any], folder: Path) -> None:
         shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, float))
@@ -247,13 +271,26 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     how = {**_names(plain, plain["choices"]), "checkpoint": str(path), "weights": plain["weights"], **plain["ask"]}
     how |= {key: plain[key] for key in ("init", "mask", "strength") if plain[key] is not None}
     rows = sampling.rows(torch.arange(plain["num"]), raw, how)
-    sampling.check_free(out, rows)
+    parts = Parts(out, job_of(plain, saved))
+    if plain["out"] is None:
+        parts.find()
+    sampling.check_free(parts.out, rows)
     with readable(plain):
+        if isinstance(plain["trainer"]["strategy"], Mapping):  # every process draws with a whole model
+            plain["trainer"]["strategy"] = "ddp"
         trainer = make_trainer(plain, callbacks=[], logger=False, default_root_dir=str(out))
-        xs = sampling.run(trainer, raw, plain["batch_size"], out)
+        xs = sampling.run(trainer, raw, plain["batch_size"], parts)
+        out = parts.out
         if trainer.is_global_zero:
             write_samples(out, xs, rows, preview)
+            parts.remove()
             say(f"wrote {len(rows)} samples to {out}: overview.png, manifest.jsonl")
+
+
+def job_of(cfg: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the samples of a job and how they are cut into batches; not on how many devices."""
+    job = {key: value for key, value in cfg.items() if key not in ("trainer", "devices", "out", "choices")}
+    return {**job, "precision": cfg["trainer"]["precision"], "step": saved["suffuse"]["step"]}
 
 
 def _turns(cfg: Mapping[str, Any]) -> int:

@@ -44,7 +44,7 @@ def resume_path(cfg: Mapping[str, Any], folder: Path) -> Path | None:
     """
     last = folder / "checkpoints" / "last.ckpt"
     if cfg["ckpt"] is None:
-        if last.is_file() and is_first_rank():
+        if last.exists() and is_first_rank():
             raise ConfigError(f"name={folder.name}: {folder} already holds a run; add ckpt=auto to continue it")
         return None
     if cfg["ckpt"] == "auto":

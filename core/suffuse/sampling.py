@@ -22,9 +22,10 @@ from suffuse.edit import Edit
 from suffuse.edit import Path as Between
 from suffuse.errors import ConfigError
 from suffuse.model import Model, Recipe
+from suffuse.parts import Parts
 from suffuse.rollout import Window
 from suffuse.text import captions_of
-from suffuse.training.progress import Progress
+from suffuse.training.progress import Progress, say
 
 __all__ = ["Sampling", "take", "write_samples"]
 
@@ -72,35 +73,21 @@ class Sampling:
                 progress.update(done, rate=done / (time.perf_counter() - began))
         return _concatenate(parts)
 
-    def run(self, trainer: Trainer, raw: Mapping[str, Tensor], batch: int, out: Path) -> Any:
+    def run(self, trainer: Trainer, raw: Mapping[str, Tensor], batch: int, parts: Parts) -> Any:
         """Draw all of `raw` on the ranks of `trainer`; return them in order on the first rank.
 
         Arguments:
             trainer: Decides devices, strategy and precision.
             raw: Conditions, one row per sample.
             batch: Samples per step and rank.
-            out: Ranks hand their samples over through hidden files in this directory.
+            parts: Keeps the batches that are drawn, here or in an earlier attempt at the same job.
         """
         count = len(next(iter(raw.values())))
         chunks = list(torch.split(torch.arange(count), batch))
         loader = DataLoader(_Chunks(chunks), batch_size=None)
-        worker = _Worker(self, raw, count)
-        trainer.predict(worker, loader, return_predictions=False)
-        if trainer.world_size == 1:
-            return _concatenate([worker.drawn[i] for i in sorted(worker.drawn)])
-        # Each rank may have found another free directory; the first one's counts.
-        out = Path(trainer.strategy.broadcast(str(out)))
-        out.mkdir(parents=True, exist_ok=True)
-        shards = [out / f".rank-{rank}.pt" for rank in range(trainer.world_size)]
-        torch.save(worker.drawn, shards[trainer.global_rank])
+        trainer.predict(_Worker(self, raw, count, parts, len(chunks)), loader, return_predictions=False)
         trainer.strategy.barrier("samples")
-        if not trainer.is_global_zero:
-            return None
-        drawn: dict[int, Any] = {}
-        for shard in shards:
-            drawn |= torch.load(shard, weights_only=True)
-            shard.unlink()
-        return _concatenate([drawn[i] for i in sorted(drawn)])
+        return _concatenate(parts.read(len(chunks))) if trainer.is_global_zero else None
 
     def rows(self, index: Tensor, raw: Mapping[str, Tensor], how: Mapping[str, str]) -> list[dict[str, Any]]:
         """Return what the manifest says of each sample; `how` names sampler, grid, checkpoint and weights."""
@@ -160,24 +147,31 @@ class _Chunks(torch.utils.data.Dataset[Tensor]):
 
 
 class _Worker(LightningModule):
-    """Draws every world-th chunk."""
+    """Draws every world-th of the chunks that are missing."""
 
-    def __init__(self, sampling: Sampling, raw: Mapping[str, Tensor], count: int) -> None:
+    def __init__(self, sampling: Sampling, raw: Mapping[str, Tensor], count: int, parts: Parts, chunks: int) -> None:
         super().__init__()
         self.model = sampling.model
-        self._sampling, self._raw, self._count = sampling, raw, count
-        self.drawn: dict[int, Any] = {}
+        self._sampling, self._raw, self._count, self._parts, self._chunks = sampling, raw, count, parts, chunks
 
     def on_predict_start(self) -> None:
-        """Start the progress line."""
+        """Agree on what is missing, and start the progress line."""
+        parts, first = self._parts, self.trainer.is_global_zero
+        # Each rank may have found another free directory; the first one's counts.
+        found = (str(parts.out), parts.missing(self._chunks)) if first else None
+        where, missing = self.trainer.strategy.broadcast(found)
+        parts.out = Path(where)
+        self._mine = set(missing[self.global_rank :: self.trainer.world_size])
         self._progress = Progress(self._count, word="sample")
         self._began, self._done = time.perf_counter(), 0
+        if len(missing) < self._chunks:
+            say(f"{self._chunks - len(missing)} of {self._chunks} batches are there already")
 
     def predict_step(self, index: Tensor, batch_idx: int) -> None:
         """Draw one chunk if it is this rank's."""
         self._done += len(index)
-        if batch_idx % self.trainer.world_size == self.global_rank:
-            self.drawn[batch_idx] = _cpu(self._sampling.batch(index.cpu(), self._raw))
+        if batch_idx in self._mine:
+            self._parts.write(batch_idx, _cpu(self._sampling.batch(index.cpu(), self._raw)))
             self._progress.update(self._done, rate=self._done / (time.perf_counter() - self._began))
 
 

@@ -18,9 +18,18 @@ from torch import Tensor
 from suffuse.errors import ConfigError
 from suffuse.noise import KeyedNoise
 
-__all__ = ["Dense", "Space", "State", "by_field", "leaves", "map_state"]
+__all__ = ["Dense", "Space", "State", "by_field", "leaves", "local", "map_state"]
 
 State = Tensor | Mapping[str, "State"]
+
+
+def local(x: Tensor) -> Tensor:
+    """Return what this process holds of a tensor that is spread over several, without a copy; of any other, all."""
+    if hasattr(x, "to_local"):
+        with torch.no_grad():
+            held: Tensor = x.to_local()
+        return held
+    return x
 
 
 def map_state(function: Callable[..., Any], first: Any, *rest: Any) -> Any:

@@ -6,11 +6,13 @@ continues from that checkpoint has nothing left to repeat.
 
 from __future__ import annotations
 
+import functools
 import resource
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,7 +22,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from suffuse import checkpoint as files
+from suffuse.errors import ConfigError
 from suffuse.noise import KeyedNoise, mix
+from suffuse.training.background import Background
+from suffuse.training.guard import Later
 from suffuse.training.loggers import CSVLogger
 from suffuse.training.module import TrainingModule
 from suffuse.training.progress import Progress
@@ -194,12 +199,13 @@ class Previews(StepCallback):
         self.preview, self.folder, self.monitor = preview, folder, monitor
 
     def on_step(self, trainer: Trainer, module: TrainingModule, step: int) -> None:
-        """Draw on the first rank when due."""
+        """Draw on the first rank when due; on all of them where each holds a part of the weights."""
         if not self.every or step % self.every:
             return
-        if trainer.is_global_zero:
+        if trainer.is_global_zero or module.is_spread:
             with module.averaged(), trainer.strategy.precision_plugin.forward_context():
                 xs, captions = self.show(self.num)
+        if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.preview.overview(xs, captions, self.folder / f"step-{step:06d}.png")
             for logger in trainer.loggers:
@@ -220,10 +226,12 @@ class Checkpoints(Checkpoint, StepCallback):
         every: Optimizer steps between checkpoints; 0 for the last step only.
         keep: Number of step checkpoints kept.
         folder: Directory of the files.
+        background: Where they are written.
     """
 
-    def __init__(self, every: int, keep: int, folder: Path) -> None:
+    def __init__(self, every: int, keep: int, folder: Path, background: Background | None = None) -> None:
         self.every, self.keep, self.folder = every, keep, folder
+        self.background = background or Background()
         self.saved = -1
 
     def on_step(self, trainer: Trainer, module: TrainingModule, step: int) -> None:
@@ -239,25 +247,51 @@ class Checkpoints(Checkpoint, StepCallback):
         trainer.save_checkpoint(path)
         self.saved = trainer.global_step
         if trainer.is_global_zero:
-            files.link(path, self.folder / "last.ckpt")
-            for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
-                old.unlink()
+            self.background.submit(functools.partial(self._publish, path))
+
+    def _publish(self, path: Path) -> None:
+        """Name the newest, and remove what is not kept."""
+        files.link(path, self.folder / "last.ckpt")
+        for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        for left in self.folder.glob(".step-*.ckpt.*"):  # of a sharded checkpoint that a killed run did not finish
+            if left.is_dir():
+                shutil.rmtree(left)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait until everything is written."""
+        self.background.drain()
+        trainer.strategy.barrier("checkpoints")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Finish what is being written, which is whole."""
+        self.background.drain()
 
 
 class Stop(StepCallback):
-    """Turns SIGTERM and SIGINT into a checkpoint and a clean end; a second SIGINT ends at once.
+    """Turns SIGTERM, SIGUSR1 and SIGINT into a checkpoint and a clean end; a second SIGINT ends at once.
 
-    `signum` is the signal that ended the run, if one did.
+    `signum` is the signal that ended the run, if one did; the same on all ranks.
+
+    Arguments:
+        requeue: Names of the signals after which SLURM is to start the job again, as ``USR1``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, requeue: Sequence[str] = ()) -> None:
+        unknown = [name for name in requeue if not hasattr(signal, f"SIG{name}")]
+        if unknown:
+            raise ConfigError(f"trainer.requeue={list(requeue)}: no signal {unknown[0]}; name them as [USR1, TERM]")
+        self.requeue = {int(getattr(signal, f"SIG{name}")) for name in requeue}
         self.signum: int | None = None
+        self._agreed = Later()
         self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen from the first step on."""
         super().on_train_start(trainer, pl_module)
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for name in ("SIGTERM", "SIGINT", "SIGUSR1"):  # the last one is not everywhere
+            if (signum := getattr(signal, name, None)) is None:
+                continue
             self._previous[signum] = signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
@@ -266,13 +300,16 @@ class Stop(StepCallback):
 
     def on_step(self, trainer: Trainer, module: TrainingModule, step: int) -> None:
         """Stop all ranks at the same step; the checkpoint callback, which runs last, then saves."""
-        stop = self.signum is not None
+        stop = self.signum
         if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-            if stop and self.signum is None:
-                self.signum = signal.SIGTERM  # another rank received it
-        if stop:
-            trainer.should_stop = True
+            device = trainer.strategy.root_device
+            received = torch.full((), self.signum or 0, device=device)
+            self._agreed.send(trainer.strategy.reduce(received, reduce_op="max"))
+            # What all agreed on some steps ago on a GPU, which nobody waits for.
+            found = [int(signum) for signum in self._agreed.read(wait=device.type != "cuda")]
+            stop = max(found, default=0) or None
+        if stop is not None:
+            self.signum, trainer.should_stop = stop, True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""

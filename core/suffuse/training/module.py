@@ -6,7 +6,7 @@ the global batch), so no generator state is saved, and a resumed run repeats an 
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +21,9 @@ from suffuse.data import Data
 from suffuse.ema import EMA
 from suffuse.errors import SuffuseError
 from suffuse.noise import KeyedNoise, mix
+from suffuse.sharded import assign
+from suffuse.training.fsdp import Sharded
+from suffuse.training.guard import Guard
 
 __all__ = ["TrainingModule"]
 
@@ -53,14 +56,12 @@ class TrainingModule(LightningModule):
         # In tuples, so that they become no submodules: a frozen codec belongs in no checkpoint and no DDP bucket.
         self._codec, self._data = (codec,), (data,)
         self._optimizer, self._lr, self._decay = optimizer, lr, decay
-        self.steps, self.seed, self.accumulate, self.clip = steps, mix(seed, 1), accumulate, clip
+        self.steps, self.seed, self.accumulate, self.guard = steps, mix(seed, 1), accumulate, Guard(clip)
         self.max_skipped, self.record = max_skipped, record
         self.ema: EMA | None = None
         self._ema_state: dict[str, Any] | None = None
         self.micro = 0
-        self.skipped = 0
-        self.last_step_skipped = False
-        self.grad_norm = math.nan
+        self.past: list[tuple[int, int, int]] = []
         self.loss_sum = torch.zeros((), dtype=torch.float64)
         self.loss_count = 0
         self.indices: list[int] = []
@@ -75,7 +76,21 @@ class TrainingModule(LightningModule):
         """The data of the run."""
         return self._data[0]
 
+    @property
+    def grad_norm(self) -> float:
+        """The norm of the last gradient that was finite, as far as it is known."""
+        return self.guard.norm
+
     # One step.
+
+    def configure_model(self) -> None:
+        """Spread the weights, where the strategy does."""
+        if isinstance(self.trainer.strategy, Sharded) and not self.is_spread:
+            self.trainer.strategy.spread(self)
+
+    @property
+    def is_spread(self) -> bool:
+        return hasattr(self, "unshard")  # torch gives spread modules a class of their own
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch."""
@@ -111,21 +126,19 @@ class TrainingModule(LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip by the global norm; a non-finite norm costs this step its update."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip or math.inf).item()
-        self.last_step_skipped = not math.isfinite(norm)
-        if not self.last_step_skipped:
-            self.grad_norm, self.skipped = norm, 0
-            return
-        self.skipped += 1
-        # Without a gradient an optimizer leaves a parameter and its moments alone.
-        for parameter in parameters:
-            parameter.grad = None
-        if self.skipped > self.max_skipped:
+        self.guard(optimizer)
+        self._settle(optimizer)
+
+    def _settle(self, optimizer: Any, wait: bool = False) -> None:
+        """Take note of steps that the device skipped."""
+        skipped = self.guard.read(wait)
+        if skipped and self.ema is not None:
+            self.ema.updates -= skipped
+        if self.guard.in_a_row > self.max_skipped:
             lr = optimizer.param_groups[0]["lr"]
             raise SuffuseError(
-                f"the gradient is NaN or infinite at step {self.global_step} for the {self.skipped}. time in a row "
-                f"(lr {lr:.3g}, items {self._items()}); the last checkpoint is untouched: lower optimizer.lr, use "
+                f"the gradient is NaN or infinite at step {self.global_step} for the {self.guard.in_a_row}. time in a "
+                f"row (lr {lr:.3g}, items {self._items()}); the last checkpoint is untouched: lower optimizer.lr, use "
                 "trainer.precision=32-true, or look at those items"
             )
 
@@ -143,17 +156,19 @@ class TrainingModule(LightningModule):
         """Step, then move the average."""
         super().optimizer_step(*args, **kwargs)
         self.indices.clear()
-        if self.ema is not None and not self.last_step_skipped:
-            self.ema.update()
+        if self.ema is not None and (self.guard.found is not None or not self.guard.last_skipped):
+            self.ema.update(self.guard.found)
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and its per-step learning rate."""
-        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        how = {"fused": True} if self.device.type == "cuda" and _fusible(self._optimizer) else {}
+        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad], **how)
         scheduler = LambdaLR(optimizer, lambda step: self._lr(step, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the stream of micro-batches from the one this run has reached."""
+        self.data.follow(self.past)
         return self.data.train_loader(self.micro, self.global_rank, self.trainer.world_size)
 
     # The average.
@@ -162,8 +177,9 @@ class TrainingModule(LightningModule):
         """Make the average where the parameters now live."""
         self.ema = EMA([p for _, p in self._averaged()], self._decay)
         if self._ema_state is not None:
-            self.ema.load_state_dict(self._ema_state)
+            self.ema.load_state_dict(self._ema_state, assign)
             self._ema_state = None
+        self.loss_sum = self.loss_sum.to(self.device)  # a sum on the host would wait for the device in every step
         if hasattr(self.codec, "to"):
             self.codec.to(self.device)
 
@@ -182,16 +198,28 @@ class TrainingModule(LightningModule):
         training = self.model.training
         self.model.eval()
         try:
-            with self.ema.swap():
+            with self.ema.swap(), self._gathered():
                 yield self.model
         finally:
             self.model.train(training)
+
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """Gather what of a spread model is no block, which gathers itself when it is called."""
+        if self.is_spread:
+            self.unshard()
+        try:
+            yield
+        finally:
+            if self.is_spread:
+                self.reshard()
 
     # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the averaged weights in ``state_dict``, the raw ones beside, and what else a resumed run needs."""
         assert self.ema is not None  # Lightning saves only while fitting
+        self._settle(self.trainer.optimizers[0], wait=True)
         raw = checkpoint["state_dict"]
         with self.ema.swap():
             averaged = {name: p.detach().clone() for name, p in self._averaged()}
@@ -201,8 +229,11 @@ class TrainingModule(LightningModule):
         checkpoint["suffuse"] = {**self.record, "step": self.trainer.global_step}
         checkpoint["training"] = {
             "micro": self.micro,
-            "skipped": self.skipped,
-            "grad_norm": self.grad_norm,
+            "past": self.past,
+            "ranks": self.trainer.world_size,
+            "batch": self.data.batch_size,
+            "skipped": self.guard.in_a_row,
+            "grad_norm": self.guard.norm,
             "loss_sum": self.loss_sum.cpu(),
             "loss_count": self.loss_count,
             "ema": ema,
@@ -212,11 +243,26 @@ class TrainingModule(LightningModule):
         """Take back what `on_save_checkpoint` stored, before the weights are loaded."""
         saved = checkpoint["training"]
         checkpoint["state_dict"] = checkpoint["current_model_state"]
-        self.micro, self.skipped = saved["micro"], saved["skipped"]
-        self.grad_norm = saved["grad_norm"]
-        self.loss_sum, self.loss_count = saved["loss_sum"], saved["loss_count"]
+        self.micro, self.guard.in_a_row = saved["micro"], saved["skipped"]
+        self.guard.norm = saved["grad_norm"]
+        self.loss_sum, self.loss_count = saved["loss_sum"].clone(), saved["loss_count"]
+        self.past = self._past(saved)
         self._ema_state = saved["ema"]
+        if self.ema is not None:  # a strategy that restores after the model is where it stays
+            self.ema.load_state_dict(self._ema_state, assign)
+            self._ema_state, self.loss_sum = None, self.loss_sum.to(self.device)
         self.record.setdefault("metrics", {}).update(checkpoint["suffuse"]["metrics"])
+
+    def _past(self, saved: dict[str, Any]) -> list[tuple[int, int, int]]:
+        """Return the stretches of the run that had another number of ranks, or rows per rank, than it has now."""
+        past = [tuple(stretch) for stretch in saved.get("past", [])]
+        now = (self.trainer.world_size, self.data.batch_size)
+        then = (saved.get("ranks", now[0]), saved.get("batch", now[1]))
+        done = saved["micro"] - sum(count for count, *_ in past)
+        # A checkpoint right after a change has nothing to add to it.
+        if then != now and done:
+            past.append((done, *then))
+        return past  # type: ignore[return-value]
 
     def take_loss(self) -> float:
         """Return the mean training loss since the last call, over all ranks."""
@@ -225,3 +271,10 @@ class TrainingModule(LightningModule):
         self.loss_sum.zero_()
         self.loss_count = 0
         return float(sums[0] / sums[1])
+
+
+def _fusible(optimizer: Callable[..., torch.optim.Optimizer]) -> bool:
+    """Return whether an optimizer has a kernel for all weights and nobody said whether to use it."""
+    words = getattr(optimizer, "keywords", {})
+    kind = getattr(optimizer, "func", optimizer)
+    return "fused" in inspect.signature(kind).parameters and words.get("fused") is None and not words.get("foreach")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -35,6 +37,14 @@ class Snapshots(StepCallback):
 
     def on_step(self, trainer: Trainer, module: TrainingModule, step: int) -> None:
         """Store when due."""
-        if step % self.how.every == 0 and trainer.is_global_zero:
-            assert module.ema is not None  # made in on_fit_start
-            store(self.folder, step, module.ema, module.averaged_names, self.how.stds, self.how.dtype)
+        if step % self.how.every or not (trainer.is_global_zero or module.is_spread):
+            return
+        assert module.ema is not None  # made in on_fit_start
+        # Of spread averages every rank gives its part.
+        whole = SimpleNamespace(updates=module.ema.updates, tracks=[list(map(_whole, t)) for t in module.ema.tracks])
+        if trainer.is_global_zero:
+            store(self.folder, step, whole, module.averaged_names, self.how.stds, self.how.dtype)
+
+
+def _whole(average: Any) -> Any:
+    return average.full_tensor().cpu() if hasattr(average, "full_tensor") else average

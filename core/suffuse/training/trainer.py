@@ -11,27 +11,41 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
+from suffuse.build import build
 from suffuse.errors import ConfigError
+from suffuse.training.background import Background
+from suffuse.training.distributed import environments
+from suffuse.training.fsdp import Sharded
 from suffuse.training.io import AtomicIO
 
 __all__ = ["make_trainer", "quiet"]
 
 
-def make_trainer(cfg: Mapping[str, Any], **options: Any) -> Trainer:
+def make_trainer(cfg: Mapping[str, Any], background: Background | None = None, **options: Any) -> Trainer:
     """Return the trainer of a config's group ``trainer``.
+
+    Arguments:
+        cfg: The job's config.
+        background: Where checkpoints are written.
+        options: Of Lightning's trainer.
 
     Raises:
         ConfigError: For what Lightning does not take.
     """
     how = cfg["trainer"]
+    strategy = how["strategy"]
+    if isinstance(strategy, Mapping):
+        strategy = build(strategy, "trainer.strategy")
+    if isinstance(strategy, Sharded) and background is not None:
+        strategy.background = background
     # Deterministic kernels are wanted, not the filling of fresh memory with NaN that torch adds to find bugs.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         return Trainer(
             accelerator=how["accelerator"], devices=cfg["devices"] or how["devices"], num_nodes=how["num_nodes"],
-            strategy=how["strategy"], precision=how["precision"], deterministic=how["deterministic"],
+            strategy=strategy, precision=how["precision"], deterministic=how["deterministic"],
             enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-            plugins=[AtomicIO()], **options,
+            plugins=[AtomicIO(background), *environments()], **options,
         )  # fmt: skip
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         text = " ".join(str(error).split())

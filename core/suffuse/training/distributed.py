@@ -1,0 +1,58 @@
+"""Distributed: copies of the model on several processes, and what a cluster says of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from typing import Any
+
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+from suffuse.errors import ConfigError
+from suffuse.training.progress import say
+
+__all__ = ["ddp", "environments", "requeue"]
+
+
+def ddp(static_graph: bool = True, gradients: str | None = None) -> DDPStrategy:
+    """Return one copy of the model per process, whose gradients are averaged while the backward pass goes on.
+
+    Arguments:
+        static_graph: Every step uses the same weights in the same order, as all of ours do; torch then needs no search
+            for unused ones, and activation checkpointing works.
+        gradients: What gradients are sent as: null for float32, or ``bf16``, which halves what is sent.
+
+    Raises:
+        ConfigError: For another `gradients`.
+    """
+    how: dict[str, Any] = {"static_graph": static_graph, "gradient_as_bucket_view": True}
+    if gradients == "bf16":
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+        how["ddp_comm_hook"] = bf16_compress_hook
+    elif gradients is not None:
+        raise ConfigError(f"trainer.strategy.gradients={gradients} is neither null nor bf16")
+    return DDPStrategy(**how)
+
+
+def environments() -> list[Any]:
+    """Return what Lightning is to know of the cluster: on SLURM that we answer its signals ourselves."""
+    # Interactive jobs and batch scripts without srun start one process, which starts the others itself.
+    if not SLURMEnvironment.detect() or os.environ.get("TORCHELASTIC_RUN_ID"):
+        return []
+    return [SLURMEnvironment(auto_requeue=False)]
+
+
+def requeue() -> bool:
+    """Ask SLURM to start this job again, with the same command; return whether it did."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if job is None or shutil.which("scontrol") is None:
+        return False
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    if done.returncode:
+        say(f"scontrol requeue {job} failed: {' '.join(done.stderr.split())}")
+    return done.returncode == 0
