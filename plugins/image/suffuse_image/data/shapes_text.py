@@ -17,7 +17,10 @@ from suffuse_image.grammar import KINDS, Scene, scenes
 from suffuse_image.hints import Hint
 from suffuse_image.render import render
 
-__all__ = ["ShapesText", "prompts"]
+__all__ = ["WORDS", "ShapesText", "prompts"]
+
+WORDS = 16
+"""Words that a model reads: those of a caption, and some room."""
 
 SHARES = {"one": 0.3, "several": 0.1, "pair": 0.6}
 
@@ -68,7 +71,7 @@ class ShapesText(Data):
         half = max(4, min(300, self.count // 8))
         self.val = self._rendered(seen, half, 10**9, unseen)
         facts = about((3, self.size, self.size), self.val, self.hint)
-        self.spec = Spec(about={**facts, "prompts": prompts(kinds)})
+        self.spec = Spec(about={**facts, "words": WORDS, "prompts": prompts(kinds)})
 
     def describe(self) -> str:
         """Return how many combinations there are."""
