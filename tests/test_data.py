@@ -6,6 +6,7 @@ from itertools import chain, islice
 
 import pytest
 import torch
+from suffuse.buckets import BucketStream
 from suffuse.data import Data, PositionStream
 from suffuse.errors import ConfigError, DataError
 
@@ -111,3 +112,40 @@ def test_errors_name_the_key() -> None:
     empty.setup()
     with pytest.raises(DataError, match="the train split of Numbers is empty"):
         empty.check()
+
+
+@pytest.mark.parametrize("worlds", [(1, 2), (2, 1), (2, 4, 1), (4, 3)])
+def test_another_number_of_ranks_sees_each_item_once_per_epoch(worlds: tuple[int, ...]) -> None:
+    """Every few steps the run goes on with another number of ranks."""
+    data = Data(batch_size=2)
+    data.train, seen, past, micro = list(range(23)), [], [], 0
+    for world in worlds:
+        data.follow(past)
+        streams = [iter(data.train_loader(micro, rank, world).batch_sampler) for rank in range(world)]
+        for _ in range(5):
+            seen += [index for stream in streams for index in next(stream)]
+        micro += 5
+        past.append((5, world, 2))
+    whole = [index for batch in islice(iter(PositionStream(23, 1, data.seed)), len(seen)) for index in batch]
+    assert seen == whole
+    epochs = [seen[first : first + 23] for first in range(0, len(seen) - 22, 23)]
+    assert epochs and all(sorted(epoch) == list(range(23)) for epoch in epochs)
+
+
+def test_buckets_go_on_with_another_number_of_ranks() -> None:
+    bucket, batch = [0] * 12 + [1] * 8, [2, 1]
+    seen: dict[int, list[int]] = {0: [], 1: []}
+    past: list[tuple[int, int, int]] = []
+    for world in (1, 2, 1):
+        done = sum(count for count, *_ in past)
+        streams = [iter(BucketStream(bucket, batch, 3, done, rank, world, past=past, rows=2)) for rank in range(world)]
+        for _ in range(7):
+            for items in (next(stream) for stream in streams):
+                seen[bucket[items[0]]] += items
+        past.append((7, world, 2))
+    for k, size in ((0, 12), (1, 8)):
+        epochs = [seen[k][first : first + size] for first in range(0, len(seen[k]) - size + 1, size)]
+        assert epochs and all(len(set(epoch)) == size for epoch in epochs)
+    with pytest.raises(ConfigError, match="this run began with 2"):
+        BucketStream(bucket, batch, 3, past=past, rows=4)
+

@@ -134,6 +134,7 @@ def run_sample(words: Sequence[str], checkpoint: Path, job: str = "sample", star
     """
     from suffuse import jobs
     from suffuse.checkpoint import read
+    from suffuse.trust import check
 
     if start:
         from suffuse.pretrained.start import checkpoint as published
@@ -143,6 +144,7 @@ def run_sample(words: Sequence[str], checkpoint: Path, job: str = "sample", star
         saved = published(config, choices, jobs.provider(str(config["modality"]["name"])))
     else:
         saved = read(checkpoint)
+        check(saved["suffuse"]["config"], checkpoint)
         if any(split(word)[1] == "pretrained" for word in words):
             from suffuse.pretrained.words import moved
 

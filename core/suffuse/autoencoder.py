@@ -20,6 +20,7 @@ from suffuse.model import Facts
 from suffuse.noise import KeyedNoise
 from suffuse.objective import Loss
 from suffuse.reconstruction import Reconstruction
+from suffuse.trust import check
 
 __all__ = ["Autoencoder", "Coder", "Frozen"]
 
@@ -61,6 +62,7 @@ class Autoencoder(nn.Module):
         record = saved["suffuse"]
         if not is_autoencoder(saved):
             raise CheckpointError("holds no autoencoder; train one with task=autoencoder")
+        check(record["config"], "the checkpoint of the autoencoder")
         model = cls(record["config"], Facts.restore(record["facts"]))
         state = saved["state_dict"] if weights == "ema" else saved.get("current_model_state", saved["state_dict"])
         model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})

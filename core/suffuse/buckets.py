@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import Sampler
 
 from suffuse.data import PositionStream
+from suffuse.errors import ConfigError
 from suffuse.noise import mix
 
 __all__ = ["ASPECTS", "BucketStream", "fitted", "grouped"]
@@ -45,12 +46,24 @@ class BucketStream(Sampler[list[Any]]):
         rank: This process.
         world: Number of processes.
         epochs: Yield ``(epoch, index)`` pairs; the epoch is that of the item's bucket.
+        past: Stretches of the run on other numbers of ranks, see `suffuse.data.Data.follow`: every bucket's stream goes
+            on where it was. The shuffling of the buckets starts anew after each.
+
+    Raises:
+        ConfigError: When the rows of a batch were others in the past: how many each bucket had is not known.
     """
 
     def __init__(
         self, bucket: Sequence[int], batch: Sequence[int], seed: int, start: int = 0, rank: int = 0, world: int = 1,
-        epochs: bool = False,
+        epochs: bool = False, past: Sequence[tuple[int, int, int]] = (), rows: int | None = None,
     ) -> None:  # fmt: skip
+        self.passed, self.done = 0, dict.fromkeys(sorted(set(bucket)), 0)
+        for number, (count, ranks, then) in enumerate(past):
+            if rows is not None and then != rows:
+                raise ConfigError(f"data.batch_size={rows}: this run began with {then}, and buckets cannot change it")
+            earlier = BucketStream(bucket, batch, seed, world=ranks, past=past[:number])
+            self.passed += count
+            self.done = earlier.seen(self.passed)
         self.seed, self.start, self.rank, self.world, self.epochs = seed, start, rank, world, epochs
         self.batch = list(batch)
         self.items = {k: [i for i, b in enumerate(bucket) if b == k] for k in sorted(set(bucket))}
@@ -61,19 +74,32 @@ class BucketStream(Sampler[list[Any]]):
         step = self.start
         while True:
             k, number = self.place(step)
-            first = (number * self.world + self.rank) * self.batch[k]
+            first = self.done[k] + (number * self.world + self.rank) * self.batch[k]
             yield [self._item(k, position) for position in range(first, first + self.batch[k])]
             step += 1
 
     def place(self, step: int) -> tuple[int, int]:
-        """Return the bucket of a micro-batch, and how many batches of that bucket came before."""
+        """Return the bucket of a micro-batch, and how many batches of that bucket came before, on so many ranks."""
+        epoch = self._epoch(step)
+        return self._order(epoch)[step - self.passed - self._before(epoch)]
+
+    def seen(self, step: int) -> dict[int, int]:
+        """Return how many items of each bucket came before a micro-batch."""
+        epoch = self._epoch(step)
+        under_way = [k for k, _ in self._order(epoch)[: step - self.passed - self._before(epoch)]]
+        batches = {k: self._done(k, epoch) + under_way.count(k) for k in self.items}
+        return {k: self.done[k] + n * self.batch[k] * self.world for k, n in batches.items()}
+
+    def _epoch(self, step: int) -> int:
+        """Return the epoch of a micro-batch, counted from the last change of the number of ranks."""
+        step -= self.passed
         per = sum(len(v) / (self.batch[k] * self.world) for k, v in self.items.items())
         epoch = int(step / per)
         while self._before(epoch + 1) <= step:
             epoch += 1
         while self._before(epoch) > step:
             epoch -= 1
-        return self._order(epoch)[step - self._before(epoch)]
+        return epoch
 
     def _done(self, k: int, epoch: int) -> int:
         """Return the batches of a bucket before an epoch of the whole."""

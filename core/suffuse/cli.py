@@ -60,6 +60,7 @@ editing, where the modality reads files
   init=FILE mask=PART        make a part of a file anew and keep the rest, as mask=2.0-3.5 in seconds
   init=FILE strength=0.5     vary a file: the share of the steps that are taken from it on
   interpolate=true           from the first condition (and seed) to the last, in num samples
+  trust=true                 let a checkpoint of your own name code outside suffuse and the installed modalities
   share_seeds=true           several conditions from the same seeds: a grid, one column per condition
 
 examples
@@ -188,7 +189,7 @@ def _train(argv: list[str]) -> None:
         print(TRAIN_HELP.format(modalities=_modalities(), groups=_groups(), example=example), end="")
         return
     _warn_of_failures()
-    words = _published(overrides.translate(argv))
+    words = _published(overrides.translate(_trusted(argv)))
     if not words:
         raise ConfigError(f"say which modality: train modality=NAME (installed: {', '.join(registry().providers)})")
     _check_modalities(words)
@@ -214,7 +215,7 @@ def _on_checkpoint(argv: list[str], job: str, text: str, command: str) -> None:
         print(text.format(groups=_groups(overrides.SAMPLE_GROUPS)), end="")
         return
     _warn_of_failures()
-    words = overrides.translate(argv)
+    words = overrides.translate(_trusted(argv))
     overrides.check(words, job)
     given = {overrides.split(word)[1]: overrides.split(word)[2] for word in words}
     start: list[str] = []
@@ -232,6 +233,16 @@ def _on_checkpoint(argv: list[str], job: str, text: str, command: str) -> None:
     from suffuse import app
 
     app.run_sample(words, checkpoint, job, start)
+
+
+def _trusted(words: Sequence[str]) -> list[str]:
+    """Return the words without ``trust=…``, which is said to all processes of the job; see `suffuse.trust`."""
+    said = [word.partition("=")[2] for word in words if word.startswith("trust=")]
+    if said and said[-1] not in ("true", "false"):
+        raise ConfigError(f"trust={said[-1]} is neither true nor false")
+    if said:
+        os.environ["SUFFUSE_TRUST"] = str(int(said[-1] == "true"))
+    return [word for word in words if not word.startswith("trust=")]
 
 
 def _published(words: list[str]) -> list[str]:

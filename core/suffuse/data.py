@@ -9,9 +9,10 @@ item is seen once per epoch whatever the batch size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
@@ -19,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from suffuse.errors import ConfigError, DataError
 
 __all__ = ["Data", "PositionStream", "Spec", "spaced"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,8 @@ class Data:
     train: Dataset[Any]
     val: Dataset[Any]
     spec: Spec = Spec()
+    elastic: ClassVar[bool] = True
+    """Whether a run may go on with another number of ranks without an item coming twice in an epoch."""
 
     def __init__(self, batch_size: int = 64, workers: int = 0, seed: int = 0) -> None:
         if batch_size < 1:
@@ -170,10 +175,13 @@ class Data:
         Arguments:
             past: Of every such stretch its micro-batches, ranks, and rows per rank and micro-batch, in order.
 
-        Raises:
-            ConfigError: Where the data's order depends on the number of ranks.
         """
-        self.past = tuple(past)
+        self.past = tuple(past) if self.elastic else ()
+        if past and not self.elastic:
+            _log.warning(
+                "the order of this data depends on the number of ranks, which is another now: of the epoch under way "
+                "some items come twice and some not at all"
+            )
 
     def train_loader(self, start: int = 0, rank: int = 0, world: int = 1) -> DataLoader[Any]:
         """Return the endless loader of training batches from micro-batch `start` on."""

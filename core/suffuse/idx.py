@@ -18,6 +18,9 @@ from suffuse.errors import DataError
 
 __all__ = ["find", "read"]
 
+LIMIT = 2**30
+"""Most bytes of a file: a few kilobytes of gzip may hold any number."""
+
 
 def find(folder: Path, name: str) -> Path | None:
     """Return the file `name` or `name` plus ``.gz`` in `folder`, or None."""
@@ -31,9 +34,12 @@ def read(path: Path, dims: int) -> torch.Tensor:
         DataError: When the file is truncated, is damaged, or holds something else.
     """
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(LIMIT + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"data.root: cannot read {path} ({error}); fetch it again") from error
+    if len(data) > LIMIT:
+        raise DataError(f"data.root: {path} unpacks to more than {LIMIT >> 20} MiB, which no IDX file of ours does")
     start = 4 + 4 * dims
     if len(data) < start or data[:4] != bytes((0, 0, 8, dims)):
         raise DataError(f"data.root: {path} is no IDX file of {dims}-dimensional bytes; fetch it again")

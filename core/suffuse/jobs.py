@@ -146,7 +146,8 @@ class _Training:
         )  # fmt: skip
         if cfg["compile"]:
             self.task.compile()
-        monitor = Monitor(every["log"], Progress(cfg["steps"]))
+        peak = how["peak_tflops"] and how["peak_tflops"] * 1e12
+        monitor = Monitor(every["log"], Progress(cfg["steps"]), peak)
         stop, background = Stop(how["requeue"]), Background(how["background"])
         callbacks = [
             monitor,

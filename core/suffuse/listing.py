@@ -235,7 +235,10 @@ def _hint(root: Path, row: Mapping[Any, Any], columns: Columns, where: str) -> P
     if columns.hint is None:
         return None
     check_columns(columns.hint, row, where, "data.hint.column")
-    path = root / str(row[columns.hint])
+    key = PurePosixPath(str(row[columns.hint]).replace("\\", "/"))
+    if key.is_absolute() or ".." in key.parts:
+        raise DataError(f"data.hint.column={columns.hint}: {where} names {key}, outside the folder; move it inside")
+    path = root / key
     if not path.is_file():
         raise DataError(f"data.hint.column={columns.hint}: {where} names {row[columns.hint]}, which does not exist")
     return path

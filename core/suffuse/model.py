@@ -26,6 +26,7 @@ from suffuse.rollout import Window, rolled
 from suffuse.sampler import sample
 from suffuse.self_condition import SelfConditioned
 from suffuse.state import Dense, State, leaves, map_state
+from suffuse.trust import check
 
 __all__ = ["AutoGuidance", "Facts", "Model", "Recipe", "build_process", "fit_codec"]
 
@@ -226,6 +227,7 @@ class Model(nn.Module):
     def load(cls, saved: Mapping[str, Any], weights: str = "ema") -> Model:
         """Build the model of a checkpoint with its averaged (``ema``) or its last (``raw``) weights."""
         record = saved["suffuse"]
+        check(record["config"], "the checkpoint")
         if is_autoencoder(saved):
             raise CheckpointError("an autoencoder draws nothing; train with codec=latent codec.ckpt=RUN")
         model = cls(record["config"], Facts.restore(record["facts"]))

@@ -50,6 +50,7 @@ class Shards(Data, ABC):
         DataError: In `setup`, when a shard cannot be read or holds nothing.
     """
 
+    elastic = False
     what: ClassVar[str] = "items"
     """What the samples are, for messages."""
     need: ClassVar[str] = "data=webdataset"

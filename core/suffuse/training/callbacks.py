@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from suffuse import checkpoint as files
 from suffuse.errors import ConfigError
 from suffuse.noise import KeyedNoise, mix
+from suffuse.training import speed
 from suffuse.training.background import Background
 from suffuse.training.guard import Later
 from suffuse.training.loggers import CSVLogger
@@ -67,10 +68,13 @@ class Monitor(StepCallback):
     Arguments:
         every: Optimizer steps between rows; 0 for none.
         progress: Shows the run to whoever watches.
+        peak: FLOP/s of one device, for the share of it that is used; None for what is known of the card.
     """
 
-    def __init__(self, every: int, progress: Progress) -> None:
-        self.every, self.progress = every, progress
+    def __init__(self, every: int, progress: Progress, peak: float | None = None) -> None:
+        self.every, self.progress, self.peak = every, progress, peak
+        self._counted = False
+        self._flops: float | None = None
         self._samples = 0
         self._waited = 0.0
         self._since = self._ready = time.perf_counter()
@@ -93,8 +97,12 @@ class Monitor(StepCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Also restart the data-wait clock."""
+        """Also restart the data-wait clock, and count the operations of the first batch."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if not self._counted and self.every:
+            self._counted, began = True, time.perf_counter()
+            self._flops = speed.per_sample(pl_module, batch)
+            self._since += time.perf_counter() - began
         self._ready = time.perf_counter()
 
     def on_step(self, trainer: Trainer, module: TrainingModule, step: int) -> None:
@@ -113,10 +121,20 @@ class Monitor(StepCallback):
             "perf/data_wait": wait,
             "perf/memory_mb": _memory_mb(),
         }
+        figures |= self._figures(trainer, rate)
         log(trainer, figures)
         module.record.setdefault("metrics", {})["loss"] = loss
         self.progress.update(step, loss=loss, rate=rate, wait=wait)
         self.restart()
+
+    def _figures(self, trainer: Trainer, rate: float) -> dict[str, float]:
+        """Return the operations per second of all devices together, and the share of their peak where it is known."""
+        if self._flops is None:
+            return {}
+        reached = self._flops * rate
+        peak = self.peak or speed.peak(trainer.strategy.root_device, str(trainer.precision))
+        share = {"perf/mfu": reached / trainer.world_size / peak} if peak else {}
+        return {"perf/tflops": reached / 1e12, **share}
 
     def restart(self) -> None:
         """Restart the throughput window."""

@@ -198,13 +198,13 @@ class TrainingModule(LightningModule):
         training = self.model.training
         self.model.eval()
         try:
-            with self.ema.swap(), self._gathered():
+            with self.ema.swap(), self.gathered():
                 yield self.model
         finally:
             self.model.train(training)
 
     @contextmanager
-    def _gathered(self) -> Iterator[None]:
+    def gathered(self) -> Iterator[None]:
         """Gather what of a spread model is no block, which gathers itself when it is called."""
         if self.is_spread:
             self.unshard()

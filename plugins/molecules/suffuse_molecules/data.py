@@ -181,6 +181,8 @@ class MoleculeData(Data, ABC):
         ConfigError: For other hydrogens, shares that are no shares, or an unknown condition.
     """
 
+    elastic = False  # rows of a batch are chosen for all ranks together
+
     def __init__(
         self, hydrogens: str = "implicit", conditions: Sequence[str] = (), given: Mapping[str, float] | None = None,
         max_atoms: int | None = None, batch_size: int = 64, workers: int = 0, seed: int = 0,

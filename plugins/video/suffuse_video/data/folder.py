@@ -129,7 +129,8 @@ class Folder(Data):
         if len(self.shapes) < 2:
             return super().train_loader(start, rank, world)
         bucket = [self.shapes.index(shape) for shape in self.train.shapes]
-        stream = BucketStream(bucket, self._batch(), self.seed, start, rank, world, self.train.epochs)
+        how = (self.seed, start, rank, world, self.train.epochs, self.past, self.batch_size)
+        stream = BucketStream(bucket, self._batch(), *how)
         return self._loader(self.train, stream)  # type: ignore[arg-type]
 
     def val_loader(self, limit: int | None = None, rank: int = 0, world: int = 1) -> DataLoader[Any]:
