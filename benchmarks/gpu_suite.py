@@ -3,20 +3,23 @@
     python benchmarks/gpu_suite.py --list
     python benchmarks/gpu_suite.py PART [PART ...] [--out benchmarks/results]
 
-Parts: `tests` (the suite's gpu marks: no synchronisation, noise bit for bit, the loop in a CUDA graph), `sampler`
-(overhead per step beside diffusers and azula where installed), `graph` (the sampling loop in a CUDA graph against the
-bare network's), `training` (samples/s and memory of the digit and DiT models in float32 and bf16, compiled and not),
-`molecules` (20 minutes on all molecules of 7 heavy atoms with explicit hydrogens: name it three times, each call trains
-eight minutes more, and every one ends in 10,000 judged samples and molecules per second), `audio` (15 minutes on the
-Free Spoken Digit Dataset, named twice; needs its recordings in ../shared/data/fsdd), `video` (15 minutes on bouncing
-shapes of 32 frames at 64 x 64, named twice, ending in the attributes of 200 clips and of 200 rolled out to 128 frames),
-`video_speed` (frames/s and memory of a DiT-B on clips of 16 frames at 128 x 128, with and without checkpointing),
-`image_text` (15 minutes on the rendered shapes with captions, named twice, ending in the attributes of 1,200 samples),
-`emoji` (text to emoji in pixels, named twice; needs ../shared/data/noto_emoji), `emoji_autoencoder` and then
-`emoji_latent` (the same in latents, one call each), `latent_pixel` (training and sampling of pixels and of latents at
-64 and 256 pixels, and what the emoji autoencoder loses), `shapes` (15 minutes on captioned solids of 2,048 points,
-named twice, ending in the attributes of 200 clouds and 1-NNA against real ones), `shapes_upsampler` (as long on 1,024
-points to 4,096, fed by `shapes`), `shapes_speed` (clouds/s and memory of the 43 M model on 2,048 and 8,192 points).
+Parts: `train_throughput_b` and `train_throughput_xl` (a step of DiT-B/2 and DiT-XL/2 beside a loop by hand and the
+step of diffusers' examples: ratio, MFU, memory), `sample_throughput` (images/s at 20 steps beside diffusers),
+`data_wait` (what of the time is spent waiting for twelve decoders), `tests` (the suite's gpu marks: no
+synchronisation, noise bit for bit, the loop in a CUDA graph), `sampler` (overhead per step beside diffusers and azula
+where installed), `graph` (the sampling loop in a CUDA graph against the bare network's), `training` (samples/s and
+memory of the digit and DiT models in float32 and bf16, compiled and not), `molecules` (20 minutes on all molecules of
+7 heavy atoms with explicit hydrogens: name it three times, each call trains eight minutes more, and every one ends in
+10,000 judged samples and molecules per second), `audio` (15 minutes on the Free Spoken Digit Dataset, named twice;
+needs its recordings in ../shared/data/fsdd), `video` (15 minutes on bouncing shapes of 32 frames at 64 x 64, named
+twice, ending in the attributes of 200 clips and of 200 rolled out to 128 frames), `video_speed` (frames/s and memory
+of a DiT-B on clips of 16 frames at 128 x 128, with and without checkpointing), `image_text` (15 minutes on the
+rendered shapes with captions, named twice, ending in the attributes of 1,200 samples), `emoji` (text to emoji in
+pixels, named twice; needs ../shared/data/noto_emoji), `emoji_autoencoder` and then `emoji_latent` (the same in
+latents, one call each), `latent_pixel` (training and sampling of pixels and of latents at 64 and 256 pixels, and what
+the emoji autoencoder loses), `shapes` (15 minutes on captioned solids of 2,048 points, named twice, ending in the
+attributes of 200 clouds and 1-NNA against real ones), `shapes_upsampler` (as long on 1,024 points to 4,096, fed by
+`shapes`), `shapes_speed` (clouds/s and memory of the 43 M model on 2,048 and 8,192 points).
 """
 
 from __future__ import annotations
@@ -385,7 +388,68 @@ def shapes_speed() -> dict[str, Any]:
     return rows
 
 
+def _script(name: str, *words: str) -> dict[str, Any]:
+    """Run a benchmark on the GPU and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / name), "--json", "--device", "cuda", *words],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    return dict(json.loads(done.stdout)) if done.returncode == 0 else {"error": done.stderr[-2000:]}
+
+
+BF16 = ["--precision", "bf16-mixed", "--compile"]
+
+
+def train_throughput_b() -> dict[str, Any]:
+    """A DiT-B/2 step on latents of 256 pixels, bf16, compiled: ours, by hand and diffusers'; MFU and memory."""
+    return _script(
+        "train_throughput.py", "--model", "dit_b", "--batch", "256", "--steps", "60", "--rounds", "3", *BF16
+    )
+
+
+def train_throughput_xl() -> dict[str, Any]:
+    """A DiT-XL/2 step on latents of 256 pixels, bf16, compiled: ours, by hand and diffusers'; MFU and memory."""
+    return _script(
+        "train_throughput.py", "--model", "dit_xl", "--batch", "128", "--steps", "40", "--rounds", "2", *BF16
+    )
+
+
+def sample_throughput() -> dict[str, Any]:
+    """Images/s at 20 steps of a DiT-B/2 and a DiT-XL/2 beside diffusers, batches of 1 and 64, also in a CUDA graph."""
+    return {
+        f"{model} batch {batch}": _script(
+            "sample_throughput.py", "--model", model, "--batch", batch, "--precision", "bf16-mixed"
+        )
+        for model in ("dit_b", "dit_xl")
+        for batch in ("1", "64")
+    }
+
+
+def data_wait() -> dict[str, Any]:
+    """Share of the time that a DiT-S waits for data decoded by twelve processes, from its own log."""
+    import csv
+
+    with tempfile.TemporaryDirectory() as folder:
+        words = [
+            "modality=image", "experiment=image/shapes_text", "trainer=gpu", "steps=400", "every.log=100",
+            "every.validate=0", "every.preview=0", "every.checkpoint=0", "metrics=none", "num=4",
+            "data.batch_size=256", "data.workers=12", "name=g",
+        ]  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "suffuse", "train", *words], cwd=folder, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            return {"error": done.stderr[-2000:]}
+        with (Path(folder) / "outputs/image/g/metrics.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row.get("perf/data_wait")]
+        return {key: float(value) for key, value in rows[-1].items() if key.startswith("perf/") and value}
+
+
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "train_throughput_b": train_throughput_b,
+    "train_throughput_xl": train_throughput_xl,
+    "sample_throughput": sample_throughput,
+    "data_wait": data_wait,
     "tests": tests,
     "sampler": sampler,
     "graph": graph,

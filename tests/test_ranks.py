@@ -127,7 +127,13 @@ def test_consolidate_and_sample(runs: dict[str, Path], tmp_path: Path) -> None:
     assert done.returncode == 1 and "one file already" in done.stderr
 
 
-@pytest.mark.parametrize(("before", "after"), [(("fsdp", 2), ("cpu", 1)), (("cpu", 1), ("fsdp", 2))])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (("fsdp", 2), ("cpu", 1)), (("cpu", 1), ("fsdp", 2)),
+        pytest.param(("fsdp", 2), ("fsdp", 4), marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_another_strategy_goes_on(
     runs: dict[str, Path], tmp_path: Path, forked, before: tuple[str, int], after: tuple[str, int]
 ) -> None:
@@ -180,7 +186,7 @@ def test_samples_of_two_ranks_go_on_where_they_stopped(runs: dict[str, Path], tm
         assert same == (i not in (2, 3))  # what was there is not made again
 
 
-@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_preempted_and_requeued(tmp_path: Path, forked, environment, signum: signal.Signals) -> None:
     """A stand-in for scontrol notes what it was asked; the same command then goes on in the same run."""
     tools = tmp_path / "bin"

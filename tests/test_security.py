@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import gzip
 import os
 import pickle
@@ -129,7 +130,8 @@ def test_sample_runs_no_foreign_target(trained: Path, tmp_path: Path, monkeypatc
     assert done.returncode == 1 and "'shutil.copyfile' at codec._target_" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not marker.exists()
     monkeypatch.setenv(trust.VARIABLE, "0")  # so that what the word sets is taken back
-    inside(tmp_path, *words, "trust=true")
+    with contextlib.suppress(AttributeError):  # a path is no codec
+        inside(tmp_path, *words, "trust=true")
     assert marker.exists()  # the remedy is one, and the test above could fail
 
 

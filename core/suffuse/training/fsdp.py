@@ -86,6 +86,11 @@ class Sharded(ModelParallelStrategy):
 
     # Checkpoints.
 
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Let Lightning ask for the optimizer's state, which is not read with the weights."""
+        return True
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return the weights as they are spread."""
         assert self.lightning_module is not None
