@@ -322,7 +322,9 @@ class Stop(StepCallback):
         if trainer.world_size > 1:
             device = trainer.strategy.root_device
             received = torch.full((), self.signum or 0, device=device)
-            self._agreed.send(trainer.strategy.reduce(received, reduce_op="max"))
+            # Not through Lightning, which would wait for the device before.
+            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+            self._agreed.send(received)
             # What all agreed on some steps ago on a GPU, which nobody waits for.
             found = [int(signum) for signum in self._agreed.read(wait=device.type != "cuda")]
             stop = max(found, default=0) or None

@@ -7,13 +7,14 @@ import shutil
 import subprocess
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from suffuse.errors import ConfigError
 from suffuse.training.progress import say
 
-__all__ = ["ddp", "environments", "requeue"]
+__all__ = ["answer_signals", "ddp", "requeue"]
 
 
 def ddp(static_graph: bool = True, gradients: str | None = None) -> DDPStrategy:
@@ -37,12 +38,11 @@ def ddp(static_graph: bool = True, gradients: str | None = None) -> DDPStrategy:
     return DDPStrategy(**how)
 
 
-def environments() -> list[Any]:
-    """Return what Lightning is to know of the cluster: on SLURM that we answer its signals ourselves."""
-    # Interactive jobs and batch scripts without srun start one process, which starts the others itself.
-    if not SLURMEnvironment.detect() or os.environ.get("TORCHELASTIC_RUN_ID"):
-        return []
-    return [SLURMEnvironment(auto_requeue=False)]
+def answer_signals(trainer: Trainer) -> None:
+    """Keep Lightning from answering SLURM's signals, which `suffuse.training.callbacks.Stop` does."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment):
+        environment.auto_requeue = False
 
 
 def requeue() -> bool:

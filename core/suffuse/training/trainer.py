@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from suffuse.build import build
 from suffuse.errors import ConfigError
 from suffuse.training.background import Background
-from suffuse.training.distributed import environments
+from suffuse.training.distributed import answer_signals
 from suffuse.training.fsdp import Sharded
 from suffuse.training.io import AtomicIO
 
@@ -41,15 +41,17 @@ def make_trainer(cfg: Mapping[str, Any], background: Background | None = None, *
     # Deterministic kernels are wanted, not the filling of fresh memory with NaN that torch adds to find bugs.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
-        return Trainer(
+        trainer = Trainer(
             accelerator=how["accelerator"], devices=cfg["devices"] or how["devices"], num_nodes=how["num_nodes"],
             strategy=strategy, precision=how["precision"], deterministic=how["deterministic"],
             enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-            plugins=[AtomicIO(background), *environments()], **options,
+            plugins=[AtomicIO(background)], **options,
         )  # fmt: skip
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"trainer: {text}") from error
+    answer_signals(trainer)
+    return trainer
 
 
 def quiet() -> None:
