@@ -223,3 +223,13 @@ def test_losses_of_1_2_and_4_ranks_over_50_steps(tmp_path: Path, forked) -> None
         apart = max(abs(a - b) for a, b in zip(losses(folder), whole, strict=True))
         print(f"{strategy} on {world} ranks, {nodes} nodes: losses apart by {apart:.1e}")
         assert apart < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [["trainer=ddp", "trainer.strategy.gradients=bf16"], ["trainer=fsdp"]])
+def test_several_micro_batches_and_writing_in_the_background(tmp_path: Path, forked, more: list[str]) -> None:
+    how = [*words(2, "ddp", 4), *more, "trainer.accumulate=2", "trainer.background=true"]
+    ended(start(forked, tmp_path, 2, *how))
+    saved = checkpoint.read(last(tmp_path))
+    assert saved["training"]["micro"] == 8 and len(losses(tmp_path)) == 4
+    assert not [p for p in last(tmp_path).parent.iterdir() if p.name.startswith(".")]

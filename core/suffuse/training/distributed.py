@@ -17,18 +17,22 @@ from suffuse.training.progress import say
 __all__ = ["answer_signals", "ddp", "requeue"]
 
 
-def ddp(static_graph: bool = True, gradients: str | None = None) -> DDPStrategy:
+def ddp(static_graph: bool = True, gradients: str | None = None, accumulate: int = 1) -> DDPStrategy:
     """Return one copy of the model per process, whose gradients are averaged while the backward pass goes on.
 
     Arguments:
         static_graph: Every step uses the same weights in the same order, as all of ours do; torch then needs no search
-            for unused ones, and activation checkpointing works.
+            for unused ones.
         gradients: What gradients are sent as: null for float32, or ``bf16``, which halves what is sent.
+        accumulate: Micro-batches per step. With several torch cannot take the graph as static: it does not send the
+            gradients of the first, and fails at that ("expect_autograd_hooks_ INTERNAL ASSERT").
 
     Raises:
         ConfigError: For another `gradients`.
     """
-    how: dict[str, Any] = {"static_graph": static_graph, "gradient_as_bucket_view": True}
+    static = static_graph and accumulate == 1
+    how: dict[str, Any] = {"static_graph": static, "find_unused_parameters": not static}
+    how["gradient_as_bucket_view"] = True
     if gradients == "bf16":
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 

@@ -42,7 +42,7 @@ class Later:
             return
         host = torch.empty((), dtype=value.dtype, pin_memory=True)
         host.copy_(value.detach(), non_blocking=True)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         self._waiting.append((host, event))
 

@@ -53,7 +53,7 @@ def per_sample(module: Any, batch: dict[str, Any]) -> float | None:
             x0 = module.codec.encode(batch["x"])
             before = counter.get_total_flops()
             module.model.loss(x0, batch["cond"], KeyedNoise(positions), 0, positions, rows)
-            return 3.0 * (counter.get_total_flops() - before) / rows
+            return 3.0 * float(counter.get_total_flops() - before) / rows
     except Exception as error:  # a loss that cannot be had without gradients; nothing depends on the figure
         _log.debug("operations not counted: %s", error)
         return None

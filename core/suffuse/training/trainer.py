@@ -35,7 +35,7 @@ def make_trainer(cfg: Mapping[str, Any], background: Background | None = None, *
     how = cfg["trainer"]
     strategy = how["strategy"]
     if isinstance(strategy, Mapping):
-        strategy = build(strategy, "trainer.strategy")
+        strategy = build(strategy, "trainer.strategy", accumulate=how["accumulate"])
     if isinstance(strategy, Sharded) and background is not None:
         strategy.background = background
     # Deterministic kernels are wanted, not the filling of fresh memory with NaN that torch adds to find bugs.
