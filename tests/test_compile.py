@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from suffuse.app import compose_train
 from suffuse.ema import EMA, ConstantDecay
+from suffuse.model import Facts, Model
 from suffuse.nn import ConvAutoencoder, DiT, UNet
+from suffuse.noise import KeyedNoise
 from suffuse.training.guard import LAG, Guard
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
@@ -123,3 +127,25 @@ def test_many_in_a_row_are_seen_soon() -> None:
         skipped += guard.read()
         assert guard.in_a_row == max(0, step + 1 - LAG)
     assert skipped == 6 - LAG and all(torch.isfinite(p).all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("words", [["model=unet_small"], ["model=dit", "objective=flow", "schedule=flow"]])
+def test_a_training_step_reads_nothing_back(words: list[str]) -> None:
+    composed = compose_train(["modality=image", "trainer=cpu", "name=x", "model.width=16", *words])
+    cfg: Any = OmegaConf.to_container(composed, resolve=True)
+    model = Model(cfg, Facts((1, 8, 8), ("a", "b"), (), 0.5)).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, fused=True)
+    guard, ema = Guard(1.0, deferred=True), EMA(parameters, ConstantDecay(0.9))
+    positions, label = torch.arange(4), torch.tensor([0, 1, 1, 0])
+    noise, total = KeyedNoise(positions), torch.zeros((), dtype=torch.float64)
+    for step in range(2):
+        with NoReading():
+            loss = model.loss(torch.randn(4, 1, 8, 8), {"label": label}, noise, step, positions, 4).total
+            loss.backward()
+            total += loss.detach().double()
+            guard(optimizer)
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.update(guard.found)
+    assert torch.isfinite(total)
