@@ -96,6 +96,21 @@ def test_losses_and_norms_do_not_depend_on_the_ranks(runs: dict[str, Path], kind
     torch.testing.assert_close(norms(runs[kind]), norms(runs["one"]), rtol=1e-4, atol=0)
 
 
+def test_every_run_logs_the_same_operations_per_sample(runs: dict[str, Path]) -> None:
+    found = []
+    for folder in runs.values():
+        with (folder / "outputs/image/run/metrics.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row.get("perf/tflops")]
+        assert len(rows) >= 4
+        found += [float(row["perf/tflops"]) / float(row["perf/samples_per_s"]) * 1e12 for row in rows]
+    # 16 tokens of 16 channels in two blocks: by hand, qkv and out 4 w^2, gated feed-forward 8 w^2, attention 2 n w, of
+    # multiply-adds that count twice, once forward and twice backward; what is around the blocks comes on top.
+    tokens, width = 16, 16
+    blocks = 2 * 2 * tokens * (12 * width**2 + 2 * tokens * width)
+    assert max(found) == pytest.approx(min(found), rel=1e-4)
+    assert 3 * blocks < found[0] < 3 * blocks * 1.5
+
+
 def test_a_sharded_checkpoint_is_the_whole_one(runs: dict[str, Path]) -> None:
     assert sharded.is_sharded(last(runs["fsdp"]))
     one, parts = checkpoint.read(last(runs["one"])), checkpoint.read(last(runs["fsdp"]))
