@@ -22,7 +22,7 @@ __all__ = ["CONF", "Failure", "Provider", "Registry", "registry"]
 
 DISABLED = "SUFFUSE_DISABLE_PLUGINS"
 
-BUILT_IN = ("train", "sample", "tune", "ema", "plugins", "new", "info")
+BUILT_IN = ("train", "sample", "tune", "ema", "encode", "export", "consolidate", "plugins", "new", "info")
 """Words that a package's command cannot take."""
 
 _HERE = Path(__file__).resolve().parent
