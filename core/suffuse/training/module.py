@@ -24,6 +24,7 @@ from suffuse.noise import KeyedNoise, mix
 from suffuse.sharded import assign
 from suffuse.training.fsdp import Sharded
 from suffuse.training.guard import Guard
+from suffuse.training.modes import evaluating
 
 __all__ = ["TrainingModule"]
 
@@ -195,13 +196,8 @@ class TrainingModule(LightningModule):
     def averaged(self) -> Iterator[Any]:
         """Lend the model in evaluation mode with the averaged weights in place."""
         assert self.ema is not None  # made in on_fit_start
-        training = self.model.training
-        self.model.eval()
-        try:
-            with self.ema.swap(), self.gathered():
-                yield self.model
-        finally:
-            self.model.train(training)
+        with evaluating(self.model), self.ema.swap(), self.gathered():
+            yield self.model
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

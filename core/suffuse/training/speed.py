@@ -11,7 +11,6 @@ Chowdhery et al. 2022, appendix B). What activation checkpointing computes again
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from suffuse.noise import KeyedNoise
+from suffuse.training.modes import evaluating
 
 __all__ = ["peak", "per_sample"]
 
@@ -43,11 +43,9 @@ def per_sample(module: Any, batch: dict[str, Any]) -> float | None:
     """
     rows = len(batch["index"])
     positions = torch.arange(rows, device=module.device)
-    training = module.model.training
-    module.model.eval()
     try:
         with (
-            module.gathered(), torch.no_grad(), torch.compiler.set_stance("force_eager"),
+            evaluating(module.model), module.gathered(), torch.no_grad(), torch.compiler.set_stance("force_eager"),
             module.trainer.strategy.precision_plugin.forward_context(), FlopCounterMode(display=False) as counter,
         ):  # fmt: skip
             x0 = module.codec.encode(batch["x"])
@@ -57,6 +55,3 @@ def per_sample(module: Any, batch: dict[str, Any]) -> float | None:
     except Exception as error:  # a loss that cannot be had without gradients; nothing depends on the figure
         _log.debug("operations not counted: %s", error)
         return None
-    finally:
-        with contextlib.suppress(AttributeError):
-            module.model.train(training)
