@@ -248,7 +248,7 @@ SAMPLE_MISTAKES = [
     (["condition.label=a (b), c's"], "a (b), c's"),  # no value of Hydra's: taken as it is, to the conditioner
     (["preview.scale=(2"], """put quotes around the value: "preview.scale='(2'\""""),
     (["num=3,4", "batch_size=(2"], "cannot read 'batch_size=(2'"),
-    (["init=a.png", "strength=0.5"], "codec, Pixels, does not read files"),
+    (["init=a.png", "strength=0.5"], "init=a.png: no such file; give a picture"),
     (["mask=1-2"], "mask=1-2 needs init="),
     (["seed_to=3"], "belongs to interpolate=true"),
     (["seconds=2"], "takes no seconds"),
