@@ -37,7 +37,8 @@ def test_a_run_reads_what_was_encoded(local, tiny: list[str], tmp_path: Path) ->
 
 
 def test_a_failure_of_a_process_is_the_commands(local, tmp_path: Path) -> None:
-    done = local("suffuse", "encode", "modality=image", "data=image/folder", f"data.path={tmp_path / 'no'}", "processes=2")
+    words = ["modality=image", "data=image/folder", f"data.path={tmp_path / 'no'}"]
+    done = local("suffuse", "encode", *words, "processes=2")
     assert done.returncode == 1 and "no such folder" in done.stderr and "Traceback" not in done.stderr
     done = local("suffuse", "encode", "modality=image", "processes=0")
     assert done.returncode == 1 and "processes=0 must be a whole number of at least 1" in done.stderr
