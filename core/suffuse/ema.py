@@ -242,7 +242,7 @@ class EMA:
 
     @torch.no_grad()
     def load_state_dict(
-        self, state: dict[str, Any], assign: Callable[[Tensor, Any], None] = torch.Tensor.copy_
+        self, state: dict[str, Any], assign: Callable[[Tensor, Any], object] = Tensor.copy_
     ) -> None:
         """Take back what `state_dict` returned.
 

@@ -159,7 +159,8 @@ class _Worker(LightningModule):
         parts, first = self._parts, self.trainer.is_global_zero
         # Each rank may have found another free directory; the first one's counts.
         found = (str(parts.out), parts.missing(self._chunks)) if first else None
-        where, missing = self.trainer.strategy.broadcast(found)
+        agreed: Any = self.trainer.strategy.broadcast(found)
+        where, missing = agreed
         parts.out = Path(where)
         self._mine = set(missing[self.global_rank :: self.trainer.world_size])
         self._progress = Progress(self._count, word="sample")

@@ -203,12 +203,12 @@ class TrainingModule(LightningModule):
     def gathered(self) -> Iterator[None]:
         """Gather what of a spread model is no block, which gathers itself when it is called."""
         if self.is_spread:
-            self.unshard()
+            self.unshard()  # type: ignore[operator]
         try:
             yield
         finally:
             if self.is_spread:
-                self.reshard()
+                self.reshard()  # type: ignore[operator]
 
     # Checkpoints.
 

@@ -117,7 +117,8 @@ def loaders(data: Any, split: Bucketed, kind: str, *how: Any) -> DataLoader[Any]
     sizes = [data.batch_size] * len(split.parts)
     if kind == "train":
         start, rank, world = how
-        stream = BucketStream(split.bucket, sizes, data.seed, start, rank, world, split.epochs, data.past, data.batch_size)
+        where = (data.seed, start, rank, world, split.epochs)
+        stream = BucketStream(split.bucket, sizes, *where, data.past, data.batch_size)
         found: DataLoader[Any] = data._loader(split, stream)
         return found
     limit, rank, world = how
