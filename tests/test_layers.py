@@ -20,6 +20,10 @@ FLOORS = {
                 "grid",
                 "conditioner",
                 "text",
+                "text_encoders",
+                "text_store",
+                "weighting",
+                "captions",
                 "solver",
                 "weight",
                 "density",
@@ -61,11 +65,14 @@ FLOORS = {
                 "model",
                 "autoencoder",
                 "latent",
+                "diffusers_autoencoder",
+                "tiles",
+                "buckets",
                 "pretrained",
             ],
             ["cache", "sampling", "task", "training"],
             ["failures", "rundir"],
-            ["jobs", "app", "info", "testing"],
+            ["jobs", "app", "encode", "info", "testing"],
         ]
     )
     for name in names

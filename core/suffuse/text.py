@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from suffuse.conditioner import Conditioner, listed, turns
 from suffuse.errors import ConfigError
 from suffuse.noise import KeyedNoise
-from suffuse.pretrained.weighting import Weighted, weighted
+from suffuse.weighting import Weighted, weighted
 
 __all__ = ["LENGTH", "Text", "WordText", "captions_of", "encoded", "words"]
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from suffuse.errors import ConfigError, suggest
-from suffuse.pretrained.weighting import Weighted
 from suffuse.text import Text
 from suffuse.text_store import Row, Store
+from suffuse.weighting import Weighted
 
 __all__ = ["EncodedText", "Encoder"]
 

@@ -9,8 +9,8 @@ from suffuse.noise import KeyedNoise
 from suffuse.pretrained.encoders import Encoders
 from suffuse.pretrained.folder import opened
 from suffuse.pretrained.prompt import BYTES, Clipped, Prompts
-from suffuse.pretrained.weighting import Weighted, weighted
 from suffuse.text import encoded
+from suffuse.weighting import Weighted, weighted
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from suffuse.errors import ConfigError
 from suffuse.pretrained.folder import Folder
-from suffuse.pretrained.weighting import Weighted, weighted
+from suffuse.weighting import Weighted, weighted
 
 __all__ = ["Encoders", "Stream"]
 
