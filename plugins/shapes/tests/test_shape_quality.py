@@ -22,6 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_default_run_shows_what_is_asked(run: Path):
     figures = json.loads((run / "metrics.json").read_text())
-    assert figures["right_colour"] >= 0.98 and figures["right"] >= 0.7
+    assert figures["right_colour"] >= 0.98 and figures["right_form"] >= 0.95 and figures["right_one"] >= 0.7
+    assert figures["right"] >= 0.5 and figures["right_held_out"] >= 0.45
     assert figures["right_swapped"] < 0.06 and figures["right_real"] >= 0.97
-    assert figures["residual"] <= 1.3 * figures["residual_real"]
+    assert figures["residual"] <= 2.2 * figures["residual_real"]
