@@ -133,7 +133,7 @@ def run_sample(words: Sequence[str], checkpoint: Path, job: str = "sample", star
         start: Words that `train` would be given for a published model, in the place of a checkpoint.
     """
     from suffuse import jobs
-    from suffuse.checkpoint import read
+    from suffuse.checkpoint import check_installed, read
     from suffuse.trust import check
 
     if start:
@@ -144,6 +144,7 @@ def run_sample(words: Sequence[str], checkpoint: Path, job: str = "sample", star
         saved = published(config, choices, jobs.provider(str(config["modality"]["name"])))
     else:
         saved = read(checkpoint)
+        check_installed(saved, checkpoint)  # else its own package would be named as one that is not to be trusted
         check(saved["suffuse"]["config"], checkpoint)
         if any(split(word)[1] == "pretrained" for word in words):
             from suffuse.pretrained.words import moved

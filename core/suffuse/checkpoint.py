@@ -18,7 +18,7 @@ import torch
 
 from suffuse.errors import CheckpointError
 
-__all__ = ["check_drawable", "is_autoencoder", "link", "newest", "read", "write"]
+__all__ = ["check_drawable", "check_installed", "is_autoencoder", "link", "newest", "read", "write"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -126,8 +126,8 @@ def is_autoencoder(saved: Mapping[str, Any]) -> bool:
     return str(task.get("_target_", "")).endswith(".Autoencoding")
 
 
-def check_drawable(saved: dict[str, Any], path: Path) -> None:
-    """Raise `CheckpointError` when the plugin that a checkpoint needs is not installed, or when it draws nothing."""
+def check_installed(saved: dict[str, Any], path: Path) -> None:
+    """Raise `CheckpointError` when the plugin that a checkpoint needs is not installed."""
     from suffuse.plugins import registry
 
     record = saved["suffuse"]["plugin"]
@@ -136,5 +136,10 @@ def check_drawable(saved: dict[str, Any], path: Path) -> None:
             f"{path}: its modality {record['modality']!r} was trained with {record['dist']}, which is not installed; "
             f"pip install {record['dist'].split()[0]}"
         )
+
+
+def check_drawable(saved: dict[str, Any], path: Path) -> None:
+    """Raise `CheckpointError` when the plugin that a checkpoint needs is not installed, or when it draws nothing."""
+    check_installed(saved, path)
     if is_autoencoder(saved):
         raise CheckpointError(f"{path}: an autoencoder, which draws nothing; train with codec=latent codec.ckpt={path}")

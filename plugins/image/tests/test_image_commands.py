@@ -100,7 +100,7 @@ def test_a_mistake_is_one_clear_line(run: Path, caplog: pytest.LogCaptureFixture
         assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
     text = f"condition.text={'a red ' * 20}"
     ran(run, "sample", "ckpt=outputs/image/t", "num=1", "trainer=cpu", "out=long", text)
-    assert "12 of its 40 words are read, without: a red a red" in caplog.text
+    assert "16 of its 40 words are read, without: a red a red" in caplog.text
 
 
 def test_super_resolution_as_a_second_stage(run: Path) -> None:
