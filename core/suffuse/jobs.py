@@ -280,7 +280,12 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
         if isinstance(plain["trainer"]["strategy"], Mapping):  # every process draws with a whole model
             plain["trainer"]["strategy"] = "ddp"
         trainer = make_trainer(plain, callbacks=[], logger=False, default_root_dir=str(out))
-        xs = sampling.run(trainer, raw, plain["batch_size"], parts)
+        try:
+            xs = sampling.run(trainer, raw, plain["batch_size"], parts)
+        except Exception:
+            if trainer.is_global_zero:
+                parts.abandon()
+            raise
         out = parts.out
         if trainer.is_global_zero:
             write_samples(out, xs, rows, preview)

@@ -6,6 +6,7 @@ what job they are of: parts of another job are removed. Processes of many nodes 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -60,6 +61,13 @@ class Parts:
     def read(self, count: int) -> list[Any]:
         """Return all parts, in order."""
         return [torch.load(self._file(number), weights_only=True)["drawn"] for number in range(count)]
+
+    def abandon(self) -> None:
+        """Leave nothing behind of a job that failed before it drew anything."""
+        if not any(self.folder.glob("part-*.pt")):
+            self.remove()
+            with contextlib.suppress(OSError):  # holds something of the user's, or was never made
+                self.out.rmdir()
 
     def remove(self) -> None:
         """Remove the parts, once the samples are written."""

@@ -137,7 +137,7 @@ def test_bad_masks_and_files_are_one_line(run: Path):
     for words, said in (
         (("init=in.ply", "mask=top"), "mask=top"), (("init=none.ply", "mask=rest"), "no such file"),
         (("init=in.npy", "mask=rest"), "frame=fit"), (("init=in.ply", "mask=z:above:9"), "no points there"),
-        (("init=in.ply", "mask=rest:2"), "rest:0.7"), (("condition.cloud=in.ply",), "no such condition"),
+        (("init=in.ply", "mask=rest:2"), "rest:0.7"), (("condition.cloud=in.ply",), "without given clouds"),
     ):  # fmt: skip
         done = command(run, "sample", "ckpt=outputs/shapes/tiny", "num=1", "out=never", *words)
         assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr

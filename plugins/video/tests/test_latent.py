@@ -274,6 +274,14 @@ def test_a_picture_that_is_given_stays(saved, tmp_path: Path) -> None:
         Latent(path=str(folder), about=ABOUT | {"frames": 9}).open(str(tmp_path / "first.png"), "0,2,5-")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _trust():
+    """What is defined in a test is of no installed package, so a checkpoint that names it needs trust."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUFFUSE_TRUST", "1")
+        yield
+
+
 class Drifting(Data):
     """Clips of a disc of light that drifts; 96 of them, 8 frames of 24 x 24."""
 
