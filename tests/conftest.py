@@ -113,8 +113,8 @@ class Forked:
                 rank_zero_only.rank = int(env["RANK"])
             if not _forks_cleanly():
                 os.chdir(folder)
-                name = words if words[0] != "suffuse" else words[1:]
-                os.execv(sys.executable, [sys.executable, "-m", "suffuse", *name])
+                script = str(Path(sys.executable).parent / words[0])
+                os.execv(script, [script, *words[1:]])
             with as_command(folder, *words):
                 code = status(words[0])
         except BaseException:
