@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from suffuse import cli
 from suffuse.testing import command as inside
 
 
@@ -291,3 +292,15 @@ def test_the_module_runs_too(tmp_path: Path) -> None:
 
     result = subprocess.run([sys.executable, "-m", "suffuse", "plugins"], capture_output=True, text=True, check=False)
     assert result.returncode == 0 and "image" in result.stdout
+
+
+def test_a_further_rank_of_suffuse_train_is_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning starts it with the words that are left of the command, without the first."""
+    monkeypatch.setattr(sys, "argv", ["suffuse", "modality=imag"])
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("SUFFUSE_TASK", "train")
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1 and "train: modality=imag: " in capsys.readouterr().err

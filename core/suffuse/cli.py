@@ -394,8 +394,11 @@ def main() -> None:
     """Entry point of ``suffuse``: train and sample, look at the installation or a checkpoint, start a plugin."""
     tasks = {"train": _train, "sample": _sample, "tune": _tune, "encode": _encode, "ema": _ema, "export": _export}
     tasks["consolidate"] = _consolidate
+    if "LOCAL_RANK" in os.environ and os.environ.get("SUFFUSE_TASK") and sys.argv[1:2] != ["train"]:
+        # A further rank, which Lightning starts with the words that were left of the first one's command.
+        sys.argv.insert(1, os.environ["SUFFUSE_TASK"])
     if len(sys.argv) > 1 and sys.argv[1] in tasks:
-        task = sys.argv.pop(1)
+        task = os.environ["SUFFUSE_TASK"] = sys.argv.pop(1)
         _guard(task, tasks[task], sys.argv[1:])
         return
     if len(sys.argv) > 1 and (command := registry().commands.get(sys.argv[1])):
