@@ -11,9 +11,56 @@ outnumber the samples. All of it is float64.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 
-__all__ = ["frechet"]
+from suffuse.data import Data, spaced
+from suffuse.errors import DataError
+
+__all__ = ["beside_real", "frechet"]
+
+_log = logging.getLogger(__name__)
+
+
+def beside_real(
+    name: str, features: Callable[[Sequence[Any]], torch.Tensor], samples: Sequence[Any], data: Data,
+    item: Callable[[Any], Any], reference: int, batch: int, what: str,
+) -> dict[str, float]:  # fmt: skip
+    """Return ``NAME``, the distance of samples to training items, ``NAME_real``, that of held-out items, ``NAME_num``.
+
+    Arguments:
+        name: What the figures are called.
+        features: Of some samples or items, shape (K, D).
+        samples: The samples.
+        data: Of the run.
+        item: What `features` takes of an item's ``x``.
+        reference: Training items that are looked at, evenly spaced.
+        batch: Items that are read at a time.
+        what: Their name, for messages.
+
+    Raises:
+        DataError: With fewer than two samples or held-out items.
+    """
+    held: Any = data.val
+    count = min(len(samples), len(held))
+    if count < 2:
+        raise DataError(f"metrics: {count} {what} are too few for a distance; raise metrics_num or hold out more")
+
+    def real(split: Any, number: int) -> torch.Tensor:
+        chosen = spaced(len(split), number)
+        parts = [[item(split[k]["x"]) for k in chosen[i : i + batch]] for i in range(0, len(chosen), batch)]
+        return torch.cat([features(part) for part in parts])
+
+    of_train = real(data.train, reference)
+    _log.info("metrics: Fréchet distances of %d %s to %d training items", count, what, len(of_train))
+    return {
+        name: frechet(features(samples[:count]), of_train),
+        f"{name}_real": frechet(real(held, count), of_train),
+        f"{name}_num": float(count),
+    }
 
 
 def frechet(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -12,23 +12,20 @@ files with weights that they download by name, are untyped, and bring laion-clap
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from suffuse.data import Data, spaced
-from suffuse.errors import ConfigError, DataError
-from suffuse.frechet import frechet
+from suffuse.data import Data
+from suffuse.errors import ConfigError
+from suffuse.frechet import beside_real
 from torch import Tensor
 
 from suffuse_audio import dsp
 from suffuse_audio.ragged import alone, each
 
 __all__ = ["Clap", "Fad"]
-
-_log = logging.getLogger(__name__)
 
 
 class Clap:
@@ -100,24 +97,11 @@ class Fad:
         Raises:
             DataError: With fewer than two samples or held-out sounds.
         """
-        val: Any = data.val
-        samples = [x.nan_to_num() for x in each(samples)]
-        count = min(len(samples), len(val))
-        if count < 2:
-            raise DataError(f"metrics: {count} sounds are too few for a distance; raise metrics_num or hold out more")
         rate = int(data.spec.about.get("rate", 8000))
-        of_train = self._real(data.train, self.reference, rate)
-        _log.info("metrics: Fréchet distances of %d sounds to %d training sounds", count, len(of_train))
-        return {
-            "fad": frechet(self.clap(samples[:count], rate), of_train),
-            "fad_real": frechet(self._real(val, count, rate), of_train),
-            "fad_num": float(count),
-        }
-
-    def _real(self, split: Any, count: int, rate: int) -> Tensor:
-        chosen, size = spaced(len(split), count), self.clap.batch
-        parts = [[alone(split[k]["x"]) for k in chosen[i : i + size]] for i in range(0, len(chosen), size)]
-        return torch.cat([self.clap(part, rate) for part in parts])
+        return beside_real(
+            "fad", lambda part: self.clap(part, rate), [x.nan_to_num() for x in each(samples)], data, alone,
+            self.reference, self.clap.batch, "sounds",
+        )  # fmt: skip
 
 
 def _loaded(path: str, download: bool) -> tuple[Any, Any]:

@@ -12,23 +12,20 @@ read.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from suffuse.data import Data, spaced
-from suffuse.errors import ConfigError, DataError
-from suffuse.frechet import frechet
+from suffuse.data import Data
+from suffuse.errors import ConfigError
+from suffuse.frechet import beside_real
 from torch import Tensor
 from torch.nn import functional as F
 
 from suffuse_video.ragged import alone, each
 
 __all__ = ["Fvd", "VideoMae"]
-
-_log = logging.getLogger(__name__)
 
 
 class VideoMae:
@@ -105,23 +102,10 @@ class Fvd:
         Raises:
             DataError: With fewer than two samples or held-out clips.
         """
-        samples = [x.nan_to_num().clamp(0, 1) for x in each(samples)]
-        val: Any = data.val
-        count = min(len(samples), len(val))
-        if count < 2:
-            raise DataError(f"metrics: {count} clips are too few for a distance; raise metrics_num or hold out more")
-        of_train = self._real(data.train, self.reference)
-        _log.info("metrics: Fréchet distances of %d clips to %d training clips", count, len(of_train))
-        return {
-            "fvd": frechet(self.model(samples[:count]), of_train),
-            "fvd_real": frechet(self._real(val, count), of_train),
-            "fvd_num": float(count),
-        }
-
-    def _real(self, split: Any, count: int) -> Tensor:
-        chosen, size = spaced(len(split), count), self.model.batch
-        parts = [[alone(split[k]["x"]) for k in chosen[i : i + size]] for i in range(0, len(chosen), size)]
-        return torch.cat([self.model(part) for part in parts])
+        return beside_real(
+            "fvd", self.model, [x.nan_to_num().clamp(0, 1) for x in each(samples)], data, alone, self.reference,
+            self.model.batch, "clips",
+        )  # fmt: skip
 
 
 def _loaded(path: str, download: bool) -> tuple[Any, Any]:
