@@ -56,6 +56,7 @@ FLOORS = {
                 "preview",
                 "metrics",
                 "frechet",
+                "transformers_model",
                 "build",
                 "checkpoint",
                 "sharded",

@@ -241,9 +241,7 @@ class EMA:
         return {"updates": self.updates, "averages": first, "others": others}
 
     @torch.no_grad()
-    def load_state_dict(
-        self, state: dict[str, Any], assign: Callable[[Tensor, Any], object] = Tensor.copy_
-    ) -> None:
+    def load_state_dict(self, state: dict[str, Any], assign: Callable[[Tensor, Any], object] = Tensor.copy_) -> None:
         """Take back what `state_dict` returned.
 
         Arguments:

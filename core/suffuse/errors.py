@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "PluginError", "SuffuseError", "suggest"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "PluginError", "SuffuseError", "check_whole", "suggest"]
 
 
 class SuffuseError(Exception):
@@ -40,3 +41,10 @@ def suggest(word: str, known: Iterable[str], *, listing: str = "known") -> str:
     if close := difflib.get_close_matches(word, names, n=1, cutoff=0.6):
         return f"; did you mean {close[0]!r}?"
     return f"; {listing}: {', '.join(names)}" if names else ""
+
+
+def check_whole(key: str, value: Any, least: int = 1) -> int:
+    """Return the value of `key`, or raise `ConfigError` when it is no whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{key}={value} must be a whole number of at least {least}")
+    return value

@@ -7,7 +7,7 @@ is frozen and no part of the model: a checkpoint holds its place, a hash of its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from suffuse.autoencoder import Coder, Frozen
 from suffuse.codec import opened
-from suffuse.errors import CheckpointError, ConfigError
+from suffuse.errors import CheckpointError, ConfigError, check_whole
 
-__all__ = ["Latent", "checked", "moments"]
+__all__ = ["Given", "Latent", "checked", "moments"]
 
 
 class Latent(nn.Module):
@@ -42,7 +42,7 @@ class Latent(nn.Module):
         super().__init__()
         self.coder: Coder = Frozen(ckpt, about, batch)
         stats = (about or {}).get("codec") or {}
-        checked(self.coder, stats, ckpt)
+        checked(self.coder, stats, f"codec.ckpt={ckpt}")
         self.standardise(stats)
 
     def standardise(self, stats: Mapping[str, Any]) -> None:
@@ -96,6 +96,50 @@ class Latent(nn.Module):
         return values.to(z).reshape(-1, *[1] * (z.ndim - 2))
 
 
+class Given(Latent):
+    """Latents of an autoencoder that `suffuse` trained or of one of diffusers.
+
+    Arguments:
+        ckpt: Run directory or checkpoint of ``task=autoencoder``; or give `path`.
+        path: Of an autoencoder of diffusers.
+        batch: Rows that are encoded or decoded at a time.
+        statistics: ``data`` for mean and deviation measured on the data, ``own`` for those that come with the
+            autoencoder.
+        facts: Facts of the data, see `suffuse.data.Spec`.
+        pretrained: Returns the coder of a path; one with ``statistics()`` has some of its own.
+
+    Raises:
+        ConfigError: Without exactly one of `ckpt` and `path`, or an argument out of range.
+        CheckpointError: When there is no autoencoder at `ckpt`, or another one than the model was trained on.
+    """
+
+    def __init__(
+        self, ckpt: str | None, path: str | None, batch: int, statistics: str, facts: Mapping[str, Any],
+        pretrained: Callable[[str], Coder],
+    ) -> None:  # fmt: skip
+        nn.Module.__init__(self)
+        if bool(ckpt) == bool(path):
+            raise ConfigError(
+                "codec: give either codec.ckpt, a run of task=autoencoder, or codec.path, an autoencoder of diffusers"
+            )
+        check_whole("codec.batch", batch)
+        if statistics not in ("data", "own"):
+            raise ConfigError(f"codec.statistics={statistics} is neither 'data' nor 'own'")
+        self.coder: Coder = pretrained(str(path)) if path else Frozen(ckpt, facts, batch)
+        self.named = f"codec.path={path}" if path else f"codec.ckpt={ckpt}"
+        own = getattr(self.coder, "statistics", None) if statistics == "own" else None
+        if statistics == "own" and own is None:
+            raise ConfigError(f"codec.statistics=own: {self.named} has none; leave codec.statistics=data")
+        self.own: Mapping[str, Any] | None = own and own()
+        stats = facts.get("codec") or {}
+        checked(self.coder, stats, self.named)
+        self.standardise(stats)
+
+    def measure(self, x: Any) -> Mapping[str, Any]:
+        """Return mean and deviation of every latent channel, and a hash of the weights."""
+        return {**(self.own or moments(self.coder.encode(x))), "autoencoder": self.coder.digest()}
+
+
 def moments(z: Tensor) -> dict[str, Any]:
     """Return mean and deviation of every channel of latents (B, D, ...), as plain lists."""
     flat = z.double().transpose(0, 1).flatten(1)
@@ -103,11 +147,11 @@ def moments(z: Tensor) -> dict[str, Any]:
     return {"mean": [round(v, 6) for v in flat.mean(1).tolist()], "scale": [round(v, 6) for v in scale.tolist()]}
 
 
-def checked(coder: Coder, stats: Mapping[str, Any], ckpt: str | None, key: str = "codec.ckpt") -> None:
-    """Raise `CheckpointError` unless the autoencoder is the one that `stats` were measured with, if they were."""
+def checked(coder: Coder, stats: Mapping[str, Any], named: str) -> None:
+    """Raise `CheckpointError` unless the autoencoder `named` is the one `stats` were measured with, if they were."""
     found = stats.get("autoencoder")
     if found is not None and found != coder.digest():
         raise CheckpointError(
-            f"{key}={ckpt}: its weights are not those that this model was trained on (hash {coder.digest()}, then "
+            f"{named}: its weights are not those that this model was trained on (hash {coder.digest()}, then "
             f"{found}); put the old ones back in their place"
         )

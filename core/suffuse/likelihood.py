@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from suffuse.denoiser import Denoiser
-from suffuse.errors import ConfigError
+from suffuse.errors import ConfigError, check_whole
 from suffuse.integrate import Point, adaptive, fixed
 from suffuse.noise import KeyedNoise
 from suffuse.process import Gaussian, Process, reference, streams
@@ -107,8 +107,7 @@ class Likelihood:
     def __post_init__(self) -> None:
         for name in ("probes", "steps"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ConfigError(f"likelihood.{name}={value} must be a whole number of at least 0")
+            check_whole(f"likelihood.{name}", value, 0)
         for name in ("rtol", "atol", "limit"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"likelihood.{name}={getattr(self, name)} must be positive")

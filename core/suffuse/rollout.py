@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from suffuse.edit import Edit, Path
-from suffuse.errors import ConfigError
+from suffuse.errors import ConfigError, check_whole
 from suffuse.grid import Grid
 from suffuse.levels import CLEAN
 from suffuse.noise import KeyedNoise
@@ -57,8 +57,8 @@ class Window:
     def __post_init__(self) -> None:
         for name in ("size", "overlap"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise ConfigError(f"window.{name}={value} must be a whole number of at least 0")
+            if value is not None:
+                check_whole(f"window.{name}", value, 0)
 
     def fitted(self, trained: int, length: int) -> tuple[int, int]:
         """Return size and overlap for a sample of `length` tokens of a model that was trained on `trained`."""

@@ -196,7 +196,7 @@ class Text(Conditioner, ABC):
             (kept,) = captions_of(encoded(prompt)[None])
             lines = self.cut(weighted(prompt).text)
             if len(kept) < len(prompt.strip()):
-                lines = [f"{LENGTH} bytes are read, without: {_short(prompt.strip()[len(kept):])}"]
+                lines = [f"{LENGTH} bytes are read, without: {_short(prompt.strip()[len(kept) :])}"]
             for line in lines:
                 _log.warning("condition.text: %r is too long: %s", _short(prompt), line)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from suffuse.errors import ConfigError
+from suffuse.errors import ConfigError, check_whole
 from suffuse.nn.attention import Attention
 from suffuse.nn.conv import Factor, conv, factors_of, norm, shuffle, stilled, unshuffle
 from suffuse.nn.embed import spatial
@@ -122,8 +122,7 @@ class ConvAutoencoder(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         for name, value in (("latent", latent), ("width", width), ("blocks", blocks), ("head_dim", head_dim)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"model.{name}={value} must be a whole number of at least 1")
+            check_whole(f"model.{name}", value)
         if kernel < 1 or kernel % 2 == 0:
             raise ConfigError(f"model.kernel={kernel} must be an odd number of at least 1")
         self.axes, self.channels, self.latent = spatial(tuple(shape)), shape[0], latent

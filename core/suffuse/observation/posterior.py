@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from suffuse.denoiser import Condition, Denoiser, Prediction
-from suffuse.errors import ConfigError
+from suffuse.errors import ConfigError, check_whole
 from suffuse.guidance.energy import prior_covariance, shifted
 from suffuse.guidance.gradient import differentiating, gain, ordinary, pullback
 from suffuse.guidance.interval import Ends, Interval, check_scale
@@ -292,6 +292,4 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _count(iterations: int) -> int:
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ConfigError(f"observation: iterations={iterations} must be a whole number of at least 1")
-    return iterations
+    return check_whole("observation: iterations", iterations)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from suffuse.build import build
 from suffuse.codec import opened as read
-from suffuse.errors import ConfigError
+from suffuse.errors import ConfigError, check_whole
 from suffuse.pretrained.folder import opened
 
 __all__ = ["Published"]
@@ -53,8 +53,7 @@ class Published(nn.Module):
         super().__init__()
         if inner is None:
             raise ConfigError("codec.inner is not set; choose the model with pretrained=FOLDER, which fills it in")
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ConfigError(f"codec.batch={batch} must be a whole number of at least 1")
+        check_whole("codec.batch", batch)
         self.folder = folder = opened(path)
         about = dict(about or {})
         self.audio = folder.family.modality == "audio"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from suffuse.errors import ConfigError
+from suffuse.errors import ConfigError, check_whole
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,8 +46,7 @@ class LowRes(Hint):
     """
 
     def __init__(self, factor: int = 4) -> None:
-        if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
-            raise ConfigError(f"data.hint.factor={factor} must be a whole number of at least 2")
+        check_whole("data.hint.factor", factor, 2)
         self.factor = factor
 
     def __call__(self, x: Tensor) -> Tensor:

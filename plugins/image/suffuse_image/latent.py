@@ -11,20 +11,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from suffuse.autoencoder import Coder, Frozen
 from suffuse.diffusers_autoencoder import PicturesCoder
 from suffuse.errors import ConfigError
-from suffuse.latent import Latent as Base
-from suffuse.latent import checked, moments
+from suffuse.latent import Given
 from suffuse.tiles import tile_in
-from torch import Tensor, nn
+from torch import Tensor
 
 from suffuse_image.codec import Pixels
 
 __all__ = ["Latent"]
 
 
-class Latent(Base):
+class Latent(Given):
     """Latents (B, D, H', W').
 
     Arguments:
@@ -51,43 +49,23 @@ class Latent(Base):
         tile: int | None = None, statistics: str = "data", about: Mapping[str, Any] | None = None,
         height: int | None = None, width: int | None = None, place: str = "middle",
     ) -> None:  # fmt: skip
-        nn.Module.__init__(self)
-        if bool(ckpt) == bool(path):
-            raise ConfigError(
-                "codec: give either codec.ckpt, a run of task=autoencoder, or codec.path, an autoencoder of diffusers"
-            )
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ConfigError(f"codec.batch={batch} must be a whole number of at least 1")
-        if statistics not in ("data", "own"):
-            raise ConfigError(f"codec.statistics={statistics} is neither 'data' nor 'own'")
         facts = dict(about or {})
         pixels = Pixels(facts, height, width, place)
-        self.coder: Coder = (
-            PicturesCoder(str(path), download, pixels, batch) if path else Frozen(ckpt, facts, batch)
+        super().__init__(
+            ckpt, path, batch, statistics, facts, lambda name: PicturesCoder(name, download, pixels, batch)
         )  # fmt: skip
         if not path:
             # Of a picture that is given, the size that is asked for counts.
             inner = self.coder.codec
             if isinstance(inner, Pixels):
                 inner.canvas = pixels.canvas
-        key, name = ("codec.path", path) if path else ("codec.ckpt", ckpt)
-        self._check_channels(facts, f"{key}={name}")
-        self.own = self.coder.statistics() if statistics == "own" and isinstance(self.coder, PicturesCoder) else None
-        if statistics == "own" and self.own is None:
-            raise ConfigError(f"codec.statistics=own: {key}={name} has none; leave codec.statistics=data")
-        stats = facts.get("codec") or {}
-        checked(self.coder, stats, name, key)
-        self.standardise(stats)
+        self._check_channels(facts)
         self.shape = self._latent(pixels.canvas.size)
         if self.shape is not None:
             self.like = self._like
         if tile is not None:
             tile_in(self.coder, tile)
         self.eval()
-
-    def measure(self, x: Tensor) -> Mapping[str, Any]:
-        """Return mean and deviation of every latent channel, and a hash of the weights."""
-        return (self.own or moments(self.coder.encode(x))) | {"autoencoder": self.coder.digest()}
 
     def encode(self, x: Tensor) -> Tensor:
         """Return standardised latents (B, D, H', W').
@@ -111,11 +89,11 @@ class Latent(Base):
                 )
         return (self.coder.latent, *(side // f for side, f in zip(size, self.coder.factor, strict=True)))
 
-    def _check_channels(self, facts: Mapping[str, Any], named: str) -> None:
+    def _check_channels(self, facts: Mapping[str, Any]) -> None:
         own = getattr(self.coder, "channels", None)
         if own is not None and facts.get("channels", own) != own:
             raise ConfigError(
-                f"{named} takes {own} channels, the data has {facts['channels']}; set data.channels={own}"
+                f"{self.named} takes {own} channels, the data has {facts['channels']}; set data.channels={own}"
             )
 
     def _like(self, seeds: Tensor, raw: Mapping[str, Tensor], device: torch.device | str) -> Tensor:

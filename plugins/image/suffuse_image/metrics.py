@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from suffuse.data import Data
-from suffuse.errors import ConfigError, DataError
+from suffuse.errors import ConfigError, DataError, check_whole
 from suffuse.frechet import frechet
 from torch import Tensor
 from torch.nn import functional as F
@@ -53,8 +53,7 @@ class FeatureMetrics:
     """
 
     def __init__(self, train_steps: int = 300, cache: bool = True, seed: int = 0, inception: str | None = None) -> None:
-        if isinstance(train_steps, bool) or not isinstance(train_steps, int) or train_steps < 1:
-            raise ConfigError(f"metrics.train_steps={train_steps} must be a whole number of at least 1")
+        check_whole("metrics.train_steps", train_steps)
         self.train_steps, self.cache, self.seed = train_steps, cache, seed
         self.inception = None if inception is None else _weights(inception)
         self._kept: tuple[Data, _Real] | None = None

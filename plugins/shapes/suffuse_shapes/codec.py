@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from suffuse.errors import ConfigError
+from suffuse.errors import ConfigError, check_whole
 from suffuse.state import State
 from torch import Tensor
 
@@ -48,8 +48,8 @@ class Clouds:
         found = about.get("codec") or {}
         if not colour > 0:
             raise ConfigError(f"codec.colour={colour} must be positive")
-        if points is not None and (isinstance(points, bool) or not isinstance(points, int) or points < 1):
-            raise ConfigError(f"points={points} must be a whole number of at least 1")
+        if points is not None:
+            check_whole("points", points)
         if frame not in ("keep", "fit"):
             raise ConfigError(f"frame={frame} must be keep or fit")
         self.colour, self.points, self.fit = colour, points or int(about.get("points", 0)), frame == "fit"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from suffuse.errors import ConfigError, DataError
+from suffuse.errors import DataError, check_whole
 from torch import Tensor
 
 from suffuse_shapes.frame import Frame, upright
@@ -39,8 +39,7 @@ class Files:
         about: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         for name, value, least in (("frames", frames, 1), ("size", size, 16), ("resolution", resolution, 8)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"preview.{name}={value} must be a whole number of at least {least}")
+            check_whole(f"preview.{name}", value, least)
         self.turn, self.frames, self.size, self.resolution = turn, frames, size, resolution
         self.about = dict(about or {})
         self.decoder = load(mesh, "preview.mesh") if mesh else None

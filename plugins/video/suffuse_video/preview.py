@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from suffuse.errors import ConfigError, suggest
+from suffuse.errors import ConfigError, check_whole, suggest
 from torch import Tensor
 
 from suffuse_video.placing import placed
@@ -48,8 +48,7 @@ class Filmstrip:
             if name not in FORMATS:
                 raise ConfigError(f"preview.format={name}: no such format{suggest(name, FORMATS, listing='formats')}")
         for key, value in (("frames", frames), ("most", most)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"preview.{key}={value} must be a whole number of at least 1")
+            check_whole(f"preview.{key}", value)
         self._shown: tempfile.TemporaryDirectory[str] | None = None
         self.frames, self.most, self.fps = frames, most, float((about or {}).get("fps", 8.0))
 

@@ -92,9 +92,7 @@ def theirs(network: Any, x: Tensor) -> Tensor:
     if type(network).__name__ in CLIPS:
         return network.encode(2 * x - 1).latent_dist.mean
     frames = [network.encode(2 * frame - 1) for frame in x.unbind(2)]
-    return torch.stack(
-        [f.latent_dist.mean if hasattr(f, "latent_dist") else next(iter(f.values())) for f in frames], 2
-    )
+    return torch.stack([f.latent_dist.mean if hasattr(f, "latent_dist") else next(iter(f.values())) for f in frames], 2)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from suffuse.errors import ConfigError
+from suffuse.errors import ConfigError, check_whole
 from suffuse.noise import KeyedNoise
 from suffuse.state import State
 from torch import Tensor
@@ -250,5 +250,4 @@ def _groups(columns: Tensor) -> Iterator[tuple[Tensor, int]]:
 def counts(**values: int) -> None:
     """Raise `ConfigError` for the first argument of a codec that is not a whole number of at least 1."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"codec.{name}={value} must be a whole number of at least 1")
+        check_whole(f"codec.{name}", value)

@@ -58,7 +58,7 @@ class Latent(AudioCodec, nn.Module):
         self.coder: _Trained | _Oobleck
         if ckpt:
             self.coder = _Trained(str(ckpt), about, batch)
-            checked(self.coder.frozen, self.stats, str(ckpt))
+            checked(self.coder.frozen, self.stats, f"codec.ckpt={ckpt}")
         else:
             self.coder = _Oobleck(str(path), download, batch)
         named = f"codec.ckpt={ckpt}" if ckpt else f"codec.path={path}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from suffuse.data import Data, Spec
-from suffuse.errors import ConfigError
+from suffuse.errors import ConfigError, check_whole
 
 from suffuse_audio.data.clips import Clips
 from suffuse_audio.grammar import KINDS, Sound, held_out, sounds
@@ -48,8 +48,7 @@ class Rendered(Data):
     ) -> None:  # fmt: skip
         super().__init__(**options)
         self.samples, self.mask = samples, mask
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ConfigError(f"data.count={count} must be a whole number of at least 1")
+        check_whole("data.count", count)
         self.count, self.kinds = count, tuple(kinds or KINDS)
         if unknown := sorted(set(self.kinds) - set(KINDS)):
             raise ConfigError(f"data.kinds: no kind {unknown[0]!r}; kinds: {', '.join(KINDS)}")

@@ -13,13 +13,13 @@ files with weights that they download by name, are untyped, and bring laion-clap
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from suffuse.data import Data
-from suffuse.errors import ConfigError
+from suffuse.errors import check_whole
 from suffuse.frechet import beside_real
+from suffuse.transformers_model import load
 from torch import Tensor
 
 from suffuse_audio import dsp
@@ -32,9 +32,8 @@ class Clap:
     """The audio tower of a CLAP model.
 
     Arguments:
-        path: A folder with ``config.json``, ``preprocessor_config.json`` and ``model.safetensors``, or a name on the
-            hub.
-        download: Allow the hub; else only what is on disk.
+        path: See `suffuse.transformers_model.load`, as for `download`.
+        download: See there.
         batch: Sounds at a time.
 
     Raises:
@@ -42,12 +41,10 @@ class Clap:
     """
 
     def __init__(self, path: str | None, download: bool = False, batch: int = 16) -> None:
-        if not path:
-            raise ConfigError("metrics.path is not set; give a folder with a CLAP model (config.json, safetensors)")
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ConfigError(f"metrics.batch={batch} must be a whole number of at least 1")
-        self.batch = batch
-        self.extractor, self.model = _loaded(str(path), download)
+        self.batch = check_whole("metrics.batch", batch)
+        self.extractor, self.model = load(
+            path, download, "ClapFeatureExtractor", "ClapModel", "CLAP", "metrics=audio/fad"
+        )  # fmt: skip
         self.rate = int(self.extractor.sampling_rate)
 
     @torch.no_grad()
@@ -87,9 +84,8 @@ class Fad:
     """
 
     def __init__(self, path: str | None = None, download: bool = False, batch: int = 16, reference: int = 1000) -> None:
-        if isinstance(reference, bool) or not isinstance(reference, int) or reference < 2:
-            raise ConfigError(f"metrics.reference={reference} must be a whole number of at least 2")
-        self.clap, self.reference = Clap(path, download, batch), reference
+        self.reference = check_whole("metrics.reference", reference, 2)
+        self.clap = Clap(path, download, batch)
 
     def __call__(self, samples: Any, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
         """Return the figures of samples (K, C, N), or of lengths of their own, see `suffuse_audio.ragged`.
@@ -102,22 +98,3 @@ class Fad:
             "fad", lambda part: self.clap(part, rate), [x.nan_to_num() for x in each(samples)], data, alone,
             self.reference, self.clap.batch, "sounds",
         )  # fmt: skip
-
-
-def _loaded(path: str, download: bool) -> tuple[Any, Any]:
-    """Return feature extractor and model in evaluation mode."""
-    folder = Path(path).expanduser()
-    if not download and not folder.is_dir():
-        raise ConfigError(f"metrics.path={path}: no such folder; allow the hub with metrics.download=true")
-    try:
-        from transformers import ClapFeatureExtractor, ClapModel
-    except ImportError as error:
-        raise ConfigError("metrics=audio/fad needs transformers: pip install 'suffuse[text]'") from error
-    where = str(folder) if folder.is_dir() else path
-    try:
-        extractor = ClapFeatureExtractor.from_pretrained(where, local_files_only=not download)
-        model = ClapModel.from_pretrained(where, local_files_only=not download, use_safetensors=True)
-    except Exception as error:  # the library raises a dozen kinds for what a wrong folder or no network causes
-        text = " ".join(str(error).split())[:300]
-        raise ConfigError(f"metrics.path={path}: transformers cannot load it ({text})") from error
-    return extractor, model.eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from suffuse.data import Data, spaced
-from suffuse.errors import ConfigError, DataError
+from suffuse.errors import DataError, check_whole
 from suffuse.frechet import frechet
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -124,8 +124,7 @@ class Features:
     """
 
     def __init__(self, train_steps: int = 600, seed: int = 0) -> None:
-        if isinstance(train_steps, bool) or not isinstance(train_steps, int) or train_steps < 1:
-            raise ConfigError(f"metrics.train_steps={train_steps} must be a whole number of at least 1")
+        check_whole("metrics.train_steps", train_steps)
         self.train_steps, self.seed = train_steps, seed
         self._kept: tuple[Data, LogMelNet, Tensor, Tensor, float] | None = None
 

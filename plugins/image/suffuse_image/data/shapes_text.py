@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from suffuse.captions import Captions
 from suffuse.data import Data, Spec
-from suffuse.errors import ConfigError, suggest
+from suffuse.errors import ConfigError, check_whole, suggest
 
 from suffuse_image.data.folder import about
 from suffuse_image.data.pictures import Pictures
@@ -49,8 +49,7 @@ class ShapesText(Data):
     ) -> None:  # fmt: skip
         super().__init__(**options)
         for name, value, least in (("count", count, 8), ("size", size, 24)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"data.{name}={value} must be a whole number of at least {least}")
+            check_whole(f"data.{name}", value, least)
         self.shares = dict(SHARES if shares is None else shares)
         for name in self.shares:
             if name not in KINDS:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import torch
 from suffuse.data import Data
-from suffuse.errors import ConfigError, DataError
+from suffuse.errors import ConfigError, DataError, check_whole
 from torch import Tensor
 
 from suffuse_shapes.metrics.distances import DISTANCES, pairwise
@@ -89,8 +89,7 @@ class Likeness:
         if distance not in DISTANCES:
             raise ConfigError(f"metrics.distance={distance} must be one of {', '.join(DISTANCES)}")
         for name, value in (("limit", limit), ("points", points)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"metrics.{name}={value} must be a whole number of at least 1")
+            check_whole(f"metrics.{name}", value)
         self.distance, self.limit, self.points = distance, limit, points
 
     def __call__(self, samples: Tensor, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:

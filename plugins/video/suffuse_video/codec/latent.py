@@ -12,12 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from suffuse.autoencoder import Coder, Frozen
 from suffuse.errors import ConfigError
-from suffuse.latent import Latent as Base
-from suffuse.latent import checked, moments
+from suffuse.latent import Given
 from suffuse.state import State
-from torch import Tensor, nn
+from torch import Tensor
 
 from suffuse_video.codec.pixels import asked
 from suffuse_video.codec.pretrained import Pretrained
@@ -28,7 +26,7 @@ from suffuse_video.ragged import Spans, drawn, together
 __all__ = ["Latent"]
 
 
-class Latent(Base):
+class Latent(Given):
     """Latents (B, D, T', H', W').
 
     Arguments:
@@ -53,29 +51,16 @@ class Latent(Base):
         tile: int | None = None, statistics: str = "data", about: Mapping[str, Any] | None = None,
         frames: int | Sequence[int] | None = None,
     ) -> None:  # fmt: skip
-        nn.Module.__init__(self)
-        if bool(ckpt) == bool(path):
-            raise ConfigError(
-                "codec: give either codec.ckpt, a run of task=autoencoder, or codec.path, an autoencoder of diffusers"
-            )
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ConfigError(f"codec.batch={batch} must be a whole number of at least 1")
-        if statistics not in ("data", "own"):
-            raise ConfigError(f"codec.statistics={statistics} is neither 'data' nor 'own'")
         facts = dict(about or {})
-        self.asked, self.lengths, self.trained = asked(frames, facts), facts.get("lengths"), facts.get("frames")
-        self.frames = max(self.asked) if self.asked else None
-        if self.frames and facts and not self.lengths:
-            facts["frames"] = self.frames
-        self.coder: Coder = Pretrained(str(path), download, facts, batch) if path else Frozen(ckpt, facts, batch)
-        key, name = ("codec.path", path) if path else ("codec.ckpt", ckpt)
-        self.own = self.coder.statistics() if statistics == "own" and isinstance(self.coder, Pretrained) else None
-        if statistics == "own" and self.own is None:
-            raise ConfigError(f"codec.statistics=own: {key}={name} has none; leave codec.statistics=data")
-        stats = facts.get("codec") or {}
-        checked(self.coder, stats, name, key)
-        self.standardise(stats)
-        self.sizes = Sizes(self.coder, f"{key}={name}")
+        wanted = asked(frames, facts)
+        lengths, trained, longest = facts.get("lengths"), facts.get("frames"), max(wanted) if wanted else None
+        if longest and facts and not lengths:
+            facts["frames"] = longest
+        super().__init__(
+            ckpt, path, batch, statistics, facts, lambda name: Pretrained(name, download, facts, batch)
+        )  # fmt: skip
+        self.asked, self.lengths, self.trained, self.frames = wanted, lengths, trained, longest
+        self.sizes = Sizes(self.coder, self.named)
         self.shape = self.sizes.latent([int(facts[k]) for k in ("frames", "height", "width")]) if facts else ()
         self.size = tuple(int(facts[k]) for k in ("height", "width")) if facts else ()
         self.spans = Spans(super().encode, super().decode, self._span)
@@ -96,7 +81,7 @@ class Latent(Base):
         """Return mean and deviation of every latent channel, and a hash of the weights."""
         if isinstance(x, Mapping):
             x = together(x, int(self.trained or 1))
-        return (self.own or moments(self.coder.encode(x))) | {"autoencoder": self.coder.digest()}
+        return super().measure(x)
 
     def encode(self, x: Any) -> Any:
         """Return standardised latents (B, D, T', H', W').

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from suffuse.errors import ConfigError
+from suffuse.errors import ConfigError, check_whole
 from suffuse.state import State
 from torch import Tensor
 
@@ -124,8 +124,8 @@ def asked(frames: Any, about: Mapping[str, Any]) -> list[int]:
 
 def wanted(frames: int | None) -> int | None:
     """Return `frames`, or raise `ConfigError` when it is no whole number of at least 1."""
-    if frames is not None and (isinstance(frames, bool) or not isinstance(frames, int) or frames < 1):
-        raise ConfigError(f"frames={frames} must be a whole number of at least 1")
+    if frames is not None:
+        check_whole("frames", frames)
     return frames
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 from PIL import ImageColor
-from suffuse.errors import ConfigError, suggest
+from suffuse.errors import ConfigError, check_whole, suggest
 from torch import Tensor
 
 from suffuse_video.files import FITS, SHORTS, ClipError, Head, pixels
@@ -128,6 +128,4 @@ def sides(size: int | Sequence[int], key: str = "data.size") -> tuple[int, int]:
 
 def whole(value: object, key: str, least: int = 1) -> int:
     """Return a whole number of at least `least`, or raise `ConfigError` naming `key`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{key}={value} must be a whole number of at least {least}")
-    return value
+    return check_whole(key, value, least)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from suffuse.data import Data, Spec
-from suffuse.errors import ConfigError
+from suffuse.errors import ConfigError, check_whole
 from suffuse.text import encoded
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -34,9 +34,7 @@ class Rendered(Dataset[Any]):
         lengths: Frames of each clip, shape (N,), see `suffuse_video.ragged`; None where all have T.
     """
 
-    def __init__(
-        self, pixels: Tensor, captions: list[str], starts: list[int], lengths: Tensor | None = None
-    ) -> None:
+    def __init__(self, pixels: Tensor, captions: list[str], starts: list[int], lengths: Tensor | None = None) -> None:
         self.pixels, self.captions, self.lengths = pixels, captions, lengths
         self.starts = torch.tensor(starts, dtype=torch.float32)
         unique = list(dict.fromkeys(captions))
@@ -88,8 +86,7 @@ class Shapes(Data):
     ) -> None:  # fmt: skip
         super().__init__(**options)
         for name, value, least in (("count", count, 1), ("frames", frames, 1), ("size", size, 16)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"data.{name}={value} must be a whole number of at least {least}")
+            check_whole(f"data.{name}", value, least)
         if not 0 <= later < 1:
             raise ConfigError(f"data.later={later} must be a share from 0 to below 1")
         self.count, self.frames, self.size, self.later, self.fps = count, frames, size, later, float(fps)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from suffuse.data import Data
-from suffuse.errors import ConfigError, DataError
+from suffuse.errors import DataError, check_whole
 from suffuse.frechet import frechet
 from suffuse.text import captions_of
 from torch import Tensor, nn
@@ -108,8 +108,7 @@ class Features:
     """
 
     def __init__(self, train_steps: int = 400, seed: int = 0) -> None:
-        if isinstance(train_steps, bool) or not isinstance(train_steps, int) or train_steps < 1:
-            raise ConfigError(f"metrics.train_steps={train_steps} must be a whole number of at least 1")
+        check_whole("metrics.train_steps", train_steps)
         self.train_steps, self.seed = train_steps, seed
         self._kept: tuple[Data, _Real] | None = None
 

@@ -13,13 +13,13 @@ read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from suffuse.data import Data
-from suffuse.errors import ConfigError
+from suffuse.errors import check_whole
 from suffuse.frechet import beside_real
+from suffuse.transformers_model import load
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,9 +32,8 @@ class VideoMae:
     """A VideoMAE encoder.
 
     Arguments:
-        path: A folder with ``config.json``, ``preprocessor_config.json`` and ``model.safetensors``, or a name on the
-            hub.
-        download: Allow the hub; else only what is on disk.
+        path: See `suffuse.transformers_model.load`, as for `download`.
+        download: See there.
         batch: Clips at a time.
 
     Raises:
@@ -42,12 +41,10 @@ class VideoMae:
     """
 
     def __init__(self, path: str | None, download: bool = False, batch: int = 8) -> None:
-        if not path:
-            raise ConfigError("metrics.path is not set; give a folder with a VideoMAE model (config.json, safetensors)")
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ConfigError(f"metrics.batch={batch} must be a whole number of at least 1")
-        self.batch = batch
-        processor, self.model = _loaded(str(path), download)
+        self.batch = check_whole("metrics.batch", batch)
+        processor, self.model = load(
+            path, download, "VideoMAEImageProcessor", "VideoMAEModel", "VideoMAE", "metrics=video/fvd"
+        )  # fmt: skip
         self.frames, self.side = int(self.model.config.num_frames), int(self.model.config.image_size)
         self.mean, self.std = (torch.tensor(v).view(1, 1, 3, 1, 1) for v in (processor.image_mean, processor.image_std))
 
@@ -92,9 +89,8 @@ class Fvd:
     """
 
     def __init__(self, path: str | None = None, download: bool = False, batch: int = 8, reference: int = 1000) -> None:
-        if isinstance(reference, bool) or not isinstance(reference, int) or reference < 2:
-            raise ConfigError(f"metrics.reference={reference} must be a whole number of at least 2")
-        self.model, self.reference = VideoMae(path, download, batch), reference
+        self.reference = check_whole("metrics.reference", reference, 2)
+        self.model = VideoMae(path, download, batch)
 
     def __call__(self, samples: Any, cond: Mapping[str, Tensor], data: Data) -> dict[str, float]:
         """Return the figures of samples (K, 3, T, H, W), or of lengths of their own, see `suffuse_video.ragged`.
@@ -106,22 +102,3 @@ class Fvd:
             "fvd", self.model, [x.nan_to_num().clamp(0, 1) for x in each(samples)], data, alone, self.reference,
             self.model.batch, "clips",
         )  # fmt: skip
-
-
-def _loaded(path: str, download: bool) -> tuple[Any, Any]:
-    """Return image processor and model in evaluation mode."""
-    folder = Path(path).expanduser()
-    if not download and not folder.is_dir():
-        raise ConfigError(f"metrics.path={path}: no such folder; allow the hub with metrics.download=true")
-    try:
-        from transformers import VideoMAEImageProcessor, VideoMAEModel
-    except ImportError as error:
-        raise ConfigError("metrics=video/fvd needs transformers: pip install 'suffuse[text]'") from error
-    where = str(folder) if folder.is_dir() else path
-    try:
-        processor = VideoMAEImageProcessor.from_pretrained(where, local_files_only=not download)
-        model = VideoMAEModel.from_pretrained(where, local_files_only=not download, use_safetensors=True)
-    except Exception as error:  # the library raises a dozen kinds for what a wrong folder or no network causes
-        text = " ".join(str(error).split())[:300]
-        raise ConfigError(f"metrics.path={path}: transformers cannot load it ({text})") from error
-    return processor, model.eval().requires_grad_(False)

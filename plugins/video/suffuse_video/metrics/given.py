@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from suffuse.data import Data
 from suffuse.edit import Edit
-from suffuse.errors import ConfigError, DataError
+from suffuse.errors import DataError, check_whole
 from torch import Tensor
 
 from suffuse_video.metrics.reconstruction import ssim
@@ -40,8 +40,7 @@ class Given:
 
     def __init__(self, frames: int = 1, count: int = 64) -> None:
         for name, value in (("frames", frames), ("count", count)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"metrics.{name}={value} must be a whole number of at least 1")
+            check_whole(f"metrics.{name}", value)
         self.frames, self.count = frames, count
 
     def begin(self, codec: Any, data: Data) -> tuple[dict[str, Tensor], Edit]:

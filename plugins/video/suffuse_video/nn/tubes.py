@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from suffuse.errors import ConfigError
+from suffuse.errors import ConfigError, check_whole
 from suffuse.nn import DiT
 from suffuse.nn.embed import Embedding
 from suffuse.state import State
@@ -70,8 +70,7 @@ class TubeDiT(nn.Module):
         if len(shape) != 4:
             raise ConfigError(f"model: a state of shape {tuple(shape)} is no clip (C, T, H, W)")
         for name, value in (("refine", refine), ("refine_depth", refine_depth)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"model.{name}={value} must be a whole number of at least 1")
+            check_whole(f"model.{name}", value)
         self.network = DiT(whole, **options)
         self.self_condition = self.network.self_condition
         self.refine = _Refine(shape[0], refine, refine_depth, options.get("cond_dim", 0))
