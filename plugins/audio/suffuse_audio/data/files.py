@@ -8,15 +8,13 @@ training runs, stands aside for the next; more than the fraction `max_bad` of th
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from suffuse.damage import check_fraction, in_threads, judge
-from suffuse.errors import DataError
+from suffuse.damage import Tolerant, in_threads
 from suffuse.text import encoded
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -27,10 +25,6 @@ from suffuse_audio.files import Info, SoundError
 from suffuse_audio.ragged import item
 
 __all__ = ["FileSet", "Reader", "Sound"]
-
-MEMORY = 2 * 2**30
-"""Bytes of decoded sound above which `cache` gives way."""
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class Sound:
 
 
 @dataclass(frozen=True)
-class Reader:
+class Reader(Tolerant):
     """Turns sounds into a data set.
 
     Arguments:
@@ -67,6 +61,9 @@ class Reader:
         ConfigError: When `max_bad` is not in [0, 1).
     """
 
+    what: ClassVar[str] = "sounds"
+    fault: ClassVar[type[Exception]] = SoundError
+    memory: ClassVar[int] = 2 * 2**30
     decoder: Decoder
     cache: bool = True
     max_bad: float = 0.01
@@ -74,9 +71,6 @@ class Reader:
     key: str = "data.path"
     augment: Augment | None = None
     mask: bool = False
-
-    def __post_init__(self) -> None:
-        check_fraction(self.max_bad)
 
     def read(
         self, sounds: Sequence[Sound], seed: int, labels: bool, texts: bool, crop: bool, vary: bool = False
@@ -94,36 +88,21 @@ class Reader:
         Raises:
             DataError: When more than `max_bad` of them are damaged.
         """
-        heads = in_threads(self._head, sounds)
-        size = sum(2 * self.decoder.channels * h.seconds * self.decoder.rate for h in heads if isinstance(h, Info))
-        keep = self.cache and size <= MEMORY
-        if self.cache and not keep:
-            _log.warning("the sounds take %.1f GiB: reading them by stretches", size / 2**30)
-        kept: list[Tensor | SoundError | None] = in_threads(self._whole, sounds) if keep else [None] * len(sounds)
-        bad = {i: h for i, h in enumerate(heads) if isinstance(h, SoundError)}
-        bad |= {i: x for i, x in enumerate(kept) if isinstance(x, SoundError)}
-        self.judge(bad, sounds)
+        decoder = self.decoder
+        heads = in_threads(lambda sound: self.tried(decoder.head, sound.source), sounds)
+        keep = self.keeps(sum(2 * decoder.channels * h.seconds * decoder.rate for h in heads if isinstance(h, Info)))
+
+        def whole(sound: Sound) -> Tensor:
+            return (decoder.whole(sound.source) * 32767).round().to(torch.int16)
+
+        kept = in_threads(lambda sound: self.tried(whole, sound), sounds if keep else [])
+        bad = {i: found for part in (heads, kept) for i, found in enumerate(part) if isinstance(found, SoundError)}
+        self.judge(bad, lambda i: sounds[i].name, len(sounds))
         good = [i for i in range(len(sounds)) if i not in bad]
         return FileSet(
             self, [sounds[i] for i in good], [h.seconds for h in (heads[i] for i in good) if isinstance(h, Info)],
-            [x for x in (kept[i] for i in good) if isinstance(x, Tensor)], seed, labels, texts, crop, vary,
+            [x for i, x in enumerate(kept) if i not in bad and isinstance(x, Tensor)], seed, labels, texts, crop, vary,
         )  # fmt: skip
-
-    def judge(self, bad: Mapping[int, SoundError], sounds: Sequence[Sound]) -> None:
-        """Log the damaged sounds, or raise `DataError` when they are too many."""
-        judge(bad, lambda i: sounds[i].name, len(sounds), self.max_bad, self.key, "sounds cannot be used")
-
-    def _head(self, sound: Sound) -> Info | SoundError:
-        try:
-            return self.decoder.head(sound.source)
-        except SoundError as error:
-            return error
-
-    def _whole(self, sound: Sound) -> Tensor | SoundError:
-        try:
-            return (self.decoder.whole(sound.source) * 32767).round().to(torch.int16)
-        except SoundError as error:
-            return error
 
 
 class FileSet(Dataset[dict[str, Any]]):
@@ -155,7 +134,7 @@ class FileSet(Dataset[dict[str, Any]]):
         self.seed, self.labels, self.texts, self.crop = seed, labels, texts, crop
         self.augment = reader.augment if vary else None
         self.epochs = crop or self.augment is not None
-        self.bad: dict[int, SoundError] = {}
+        self.bad: dict[int, Exception] = {}
 
     def __len__(self) -> int:
         return len(self.sounds)
@@ -193,13 +172,7 @@ class FileSet(Dataset[dict[str, Any]]):
         if self.kept:
             whole = self.kept[index].float() / 32767
             return decoder.cropped(whole, place) if mask else decoder.fitted(whole, place), index
-        for _ in range(len(self)):
-            if index not in self.bad:
-                try:
-                    read = decoder.part if mask else decoder.stretch
-                    return read(self.sounds[index].source, place), index
-                except SoundError as error:
-                    self.bad[index] = error
-                    self.reader.judge(self.bad, self.sounds)
-            index = (index + 1) % len(self)
-        raise DataError(f"{self.reader.key}: no sound is left that can be read")
+        read = decoder.part if mask else decoder.stretch
+        return self.reader.stand_in(
+            lambda i: read(self.sounds[i].source, place), index, len(self), self.bad, lambda i: self.sounds[i].name
+        )  # fmt: skip

@@ -7,16 +7,15 @@ the next readable one; more than a fraction `max_bad` of them is an error.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from suffuse.captions import Captions
-from suffuse.damage import check_fraction, in_threads, judge
+from suffuse.damage import Tolerant, in_threads
 from suffuse.errors import ConfigError, DataError
 
 from suffuse_image.data.decode import Decoder, PictureError, check
@@ -24,11 +23,6 @@ from suffuse_image.data.pictures import Pictures
 from suffuse_image.hints import Hint
 
 __all__ = ["Reader", "Sources", "Streamed"]
-
-MEMORY = 4 * 2**30
-"""Bytes of decoded pictures above which `cache` gives way."""
-
-_log = logging.getLogger(__name__)
 
 
 class Sources(Protocol):
@@ -44,7 +38,7 @@ class Sources(Protocol):
 
 
 @dataclass(frozen=True)
-class Reader:
+class Reader(Tolerant):
     """Turns sources into a data set.
 
     Arguments:
@@ -57,13 +51,13 @@ class Reader:
         ConfigError: When `max_bad` is not in [0, 1).
     """
 
+    what: ClassVar[str] = "images"
+    fails: ClassVar[str] = "cannot be read"
+    fault: ClassVar[type[Exception]] = PictureError
     decoder: Decoder
     cache: bool = True
     max_bad: float = 0.01
     key: str = "data.path"
-
-    def __post_init__(self) -> None:
-        check_fraction(self.max_bad)
 
     def read(
         self, sources: Sources, names: Sequence[str], labels: Sequence[int] | None = None,
@@ -83,14 +77,11 @@ class Reader:
         Raises:
             DataError: When more than `max_bad` of them are damaged.
         """
-        size = len(sources) * math.prod(self.decoder.shape)
-        keep = self.cache and size <= MEMORY
-        if self.cache and not keep:
-            _log.warning("%d pictures take %.1f GiB: decoding them as needed", len(sources), size / 2**30)
-        look = self._decode if keep else self._check
-        found = in_threads(lambda i: look(sources[i]), range(len(sources)))
+        keep = self.keeps(len(sources) * math.prod(self.decoder.shape))
+        look: Callable[[Path | bytes], object] = self.decoder if keep else check
+        found = in_threads(lambda i: self.tried(look, sources[i]), range(len(sources)))
         bad = {i: result for i, result in enumerate(found) if isinstance(result, PictureError)}
-        self.judge(bad, names, len(sources))
+        self.judge(bad, names.__getitem__, len(sources))
         good = [i for i in range(len(sources)) if i not in bad]
         y = None if labels is None else torch.tensor([labels[i] for i in good], dtype=torch.long)
         told = texts.part(good) if texts is not None else None
@@ -103,28 +94,11 @@ class Reader:
         names = [names[i] for i in good]
         return Streamed(self, sources, good, names, y, told, flip=flip, seed=seed, hint=hint)
 
-    def judge(self, bad: dict[int, PictureError], names: Sequence[str], total: int) -> None:
-        """Log the damaged sources, or raise `DataError` when they are too many."""
-        judge(bad, names.__getitem__, total, self.max_bad, self.key, "images cannot be read")
-
     def _hint(self, source: Path | bytes, name: str) -> torch.Tensor:
         try:
             return self.decoder(source)
         except PictureError as error:
             raise DataError(f"{self.key}: the hint of {name} cannot be read: {error}") from error
-
-    def _decode(self, source: Path | bytes) -> torch.Tensor | PictureError | None:
-        try:
-            return self.decoder(source)
-        except PictureError as error:
-            return error
-
-    def _check(self, source: Path | bytes) -> torch.Tensor | PictureError | None:
-        try:
-            check(source)
-        except PictureError as error:
-            return error
-        return None
 
 
 class Streamed(Pictures):
@@ -153,17 +127,13 @@ class Streamed(Pictures):
         empty = torch.empty(0, *reader.decoder.shape)
         super().__init__(empty, labels, texts, flip=flip, seed=seed, hint=hint)
         self.reader, self.sources, self.good, self.names = reader, sources, list(good), list(names)
-        self.bad: dict[int, PictureError] = {}
+        self.bad: dict[int, Exception] = {}
 
     def __len__(self) -> int:
         return len(self.good)
 
     def _fetch(self, index: int) -> tuple[torch.Tensor, int]:
-        while True:
-            if index not in self.bad:
-                try:
-                    return self.reader.decoder(self.sources[self.good[index]]), index
-                except PictureError as error:
-                    self.bad[index] = error
-                    self.reader.judge(self.bad, self.names, len(self))
-            index = (index + 1) % len(self)
+        return self.reader.stand_in(
+            lambda i: self.reader.decoder(self.sources[self.good[i]]), index, len(self), self.bad,
+            self.names.__getitem__,
+        )  # fmt: skip

@@ -8,14 +8,12 @@ stands aside for the next of its bucket; more than the fraction `max_bad` of the
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
-from suffuse.damage import check_fraction, in_threads, judge
-from suffuse.errors import DataError
+from suffuse.damage import Tolerant, in_threads
 from suffuse.noise import mix
 from suffuse.text import encoded
 from torch import Tensor
@@ -26,11 +24,6 @@ from suffuse_video.files import ClipError, Head
 from suffuse_video.ragged import item
 
 __all__ = ["Film", "Films", "Reader"]
-
-MEMORY = 4 * 2**30
-"""Bytes of decoded films above which `cache` gives way."""
-T = TypeVar("T")
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ class Film:
 
 
 @dataclass(frozen=True)
-class Reader:
+class Reader(Tolerant):
     """Turns files into a data set.
 
     Arguments:
@@ -65,14 +58,13 @@ class Reader:
         ConfigError: When `max_bad` is not in [0, 1).
     """
 
+    what: ClassVar[str] = "clips"
+    fault: ClassVar[type[Exception]] = ClipError
     decoder: Decoder
     cache: bool = True
     max_bad: float = 0.01
     key: str = "data.path"
     mask: bool = False
-
-    def __post_init__(self) -> None:
-        check_fraction(self.max_bad)
 
     def heads(self, films: Sequence[Film]) -> list[Head | None]:
         """Return what the heads of files say, None for those that cannot be read.
@@ -80,9 +72,10 @@ class Reader:
         Raises:
             DataError: When more than `max_bad` of them are damaged.
         """
-        found = in_threads(lambda film: _tried(lambda: self.decoder.probe(film.source)), films)
-        self.judge({i: head for i, head in enumerate(found) if isinstance(head, ClipError)}, films)
-        return [None if isinstance(head, ClipError) else head for head in found]
+        found = in_threads(lambda film: self.tried(self.decoder.probe, film.source), films)
+        bad = {i: head for i, head in enumerate(found) if isinstance(head, ClipError)}
+        self.judge(bad, lambda i: films[i].name, len(films))
+        return [head if isinstance(head, Head) else None for head in found]
 
     def read(
         self, films: Sequence[Film], heads: Sequence[Head], shapes: Sequence[Shape], seed: int, *, labels: bool,
@@ -105,32 +98,23 @@ class Reader:
             DataError: When more than `max_bad` of `total` turn out damaged or too short.
         """
         decoder, places = self.decoder, range(len(films))
-        size = sum(
-            3 * s.height * s.width * h.count(self.decoder.fps) for s, h in zip(shapes, heads, strict=True)
-        )  # fmt: skip
-        keep = self.cache and size <= MEMORY
-        if self.cache and not keep:
-            _log.warning("the clips take %.1f GiB: reading them by stretches", size / 2**30)
+        sizes = (3 * s.height * s.width * h.count(decoder.fps) for s, h in zip(shapes, heads, strict=True))
+        keep = self.keeps(sum(sizes))
 
         def one(i: int) -> Tensor | None:
             decoder.check(heads[i], shapes[i])
             return decoder.all(films[i].source, heads[i], shapes[i]) if keep else None
 
-        kept = in_threads(lambda i: _tried(lambda: one(i)), places)
-        self.judge({i: x for i, x in enumerate(kept) if isinstance(x, ClipError)}, films, total)
-        good = [i for i in places if not isinstance(kept[i], ClipError)]
+        kept = in_threads(lambda i: self.tried(one, i), places)
+        bad = {i: x for i, x in enumerate(kept) if isinstance(x, ClipError)}
+        self.judge(bad, lambda i: films[i].name, total or len(films))
+        good = [i for i in places if i not in bad]
         found = Films(
             self, [films[i] for i in good], [heads[i] for i in good], [shapes[i] for i in good], seed, labels=labels,
             texts=texts, crop=crop, flip=flip,
         )  # fmt: skip
         found.kept = [x for x in (kept[i] for i in good) if isinstance(x, Tensor)]
         return found
-
-    def judge(self, bad: Mapping[int, ClipError], films: Sequence[Film], total: int | None = None) -> None:
-        """Log the files that cannot be used, or raise `DataError` when they are too many of `total`, or of all."""
-        judge(
-            bad, lambda i: films[i].name, total or len(films), self.max_bad, self.key, "clips cannot be used"
-        )  # fmt: skip
 
 
 class Films(Dataset[dict[str, Any]]):
@@ -157,7 +141,7 @@ class Films(Dataset[dict[str, Any]]):
         self.reader, self.films, self.heads, self.shapes = reader, list(films), list(heads), list(shapes)
         self.seed, self.labels, self.texts, self.crop, self.flip = seed, labels, texts, crop, flip
         self.epochs = crop or flip
-        self.bad: dict[int, ClipError] = {}
+        self.bad: dict[int, Exception] = {}
 
     def __len__(self) -> int:
         return len(self.films)
@@ -188,19 +172,7 @@ class Films(Dataset[dict[str, Any]]):
         decoder, shape = self.reader.decoder, self.shapes[index]
         if self.kept:
             return decoder.cut(self.kept[index], shape.frames, place), index
-        for _ in range(len(self)):
-            if self.shapes[index] == shape and index not in self.bad:
-                try:
-                    return decoder.clip(self.films[index].source, self.heads[index], shape, place), index
-                except ClipError as error:
-                    self.bad[index] = error
-                    self.reader.judge(self.bad, self.films)
-            index = (index + 1) % len(self)
-        raise DataError(f"{self.reader.key}: no clip of {shape} is left that can be read")
-
-
-def _tried(call: Callable[[], T]) -> T | ClipError:
-    try:
-        return call()
-    except ClipError as error:
-        return error
+        return self.reader.stand_in(
+            lambda i: decoder.clip(self.films[i].source, self.heads[i], shape, place), index, len(self), self.bad,
+            lambda i: self.films[i].name, lambda i: self.shapes[i] == shape,
+        )  # fmt: skip
