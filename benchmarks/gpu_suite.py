@@ -61,6 +61,7 @@ def graph() -> dict[str, Any]:
     import statistics
 
     import torch
+    from common import captured
     from suffuse.denoiser import EDMPrecond, Preconditioned
     from suffuse.grid import Exponential
     from suffuse.nn import DiT
@@ -92,18 +93,6 @@ def graph() -> dict[str, Any]:
             torch.cuda.synchronize()
             times.append((time.perf_counter() - began) / steps * 1e6)
         return statistics.median(times[5:])
-
-    def captured(run: Callable[[], Any]) -> Callable[[], Any]:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                run()
-        torch.cuda.current_stream().wait_stream(stream)
-        whole = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(whole):
-            run()
-        return whole.replay
 
     rows: dict[str, Any] = {
         "unit": "microseconds per step",
@@ -402,9 +391,7 @@ BF16 = ["--precision", "bf16-mixed", "--compile"]
 
 def train_throughput_b() -> dict[str, Any]:
     """A DiT-B/2 step on latents of 256 pixels, bf16, compiled: ours, by hand and diffusers'; MFU and memory."""
-    return _script(
-        "train_throughput.py", "--model", "dit_b", "--batch", "256", "--steps", "60", "--rounds", "3", *BF16
-    )
+    return _script("train_throughput.py", "--model", "dit_b", "--batch", "256", "--steps", "60", "--rounds", "3", *BF16)
 
 
 def train_throughput_xl() -> dict[str, Any]:

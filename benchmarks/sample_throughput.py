@@ -19,8 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from suffuse.app import compose_train
+from common import captured, composed, throughput_parser
 from suffuse.build import build
 from suffuse.denoiser import Flow, Preconditioned
 from suffuse.grid import Trailing
@@ -30,20 +29,6 @@ from suffuse.sampler import Multistep, sample
 from suffuse.schedule import RectifiedFlow
 
 SHAPE = (4, 32, 32)
-
-
-def captured(run: Callable[[], Any]) -> Callable[[], Any]:
-    """Return the replay of a CUDA graph of `run`."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    whole = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(whole):
-        run()
-    return whole.replay
 
 
 def runs(network: Any, args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
@@ -82,18 +67,8 @@ def runs(network: Any, args: argparse.Namespace) -> dict[str, Callable[[], Any]]
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--model", default="dit")
-    parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
-    parser.add_argument("--compile", action="store_true")
-    for name, value in (("batch", 4), ("steps", 20), ("rounds", 5)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("overrides", nargs="*")
-    args = parser.parse_args()
-    composed = compose_train(["modality=image", "trainer=cpu", f"model={args.model}", "name=b", *args.overrides])
-    cfg: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    args = throughput_parser(__doc__, batch=4, steps=20, rounds=5).parse_args()
+    cfg = composed(f"model={args.model}", *args.overrides)
     torch.manual_seed(0)
     network = build(cfg["model"], "model", shape=SHAPE, cond_dim=0, context_dim=0).to(args.device).eval()
     if args.compile:

@@ -20,9 +20,8 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from common import composed
 from lightning.pytorch import Callback, Trainer
-from omegaconf import OmegaConf
-from suffuse.app import compose_train
 from suffuse.build import build
 from suffuse.model import Facts, Model
 from suffuse.training.callbacks import Monitor, Stop
@@ -120,8 +119,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    composed = compose_train(["modality=image", "name=benchmark", "trainer=cpu", *args.overrides])
-    cfg: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    cfg = composed(*args.overrides)
     data, codec = build(cfg["data"], "data", seed=0), build(cfg["codec"], "codec")
     data.setup()
     model = Model(cfg, Facts.measure(data, codec))

@@ -31,9 +31,8 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from common import composed, throughput_parser
 from lightning.pytorch import Callback, Trainer
-from omegaconf import OmegaConf
-from suffuse.app import compose_train
 from suffuse.build import build
 from suffuse.data import Data
 from suffuse.model import Facts, Model
@@ -241,22 +240,11 @@ class Bench:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--model", default="dit")
-    parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
-    parser.add_argument("--compile", action="store_true")
-    for name, value in (("batch", 8), ("steps", 20), ("rounds", 6)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("overrides", nargs="*")
-    args = parser.parse_args()
+    args = throughput_parser(__doc__, batch=8, steps=20, rounds=6).parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     torch.utils.deterministic.fill_uninitialized_memory = False
-    words = [f"model={args.model}", "objective=flow", "schedule=flow", "name=benchmark", *args.overrides]
-    composed = compose_train(["modality=image", "trainer=cpu", *words])
-    cfg: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    cfg = composed(f"model={args.model}", "objective=flow", "schedule=flow", *args.overrides)
     bench = Bench(cfg, args)
     runs: dict[str, Callable[[], list[float]]] = {
         "suffuse": bench.ours, "by hand": bench.by_hand, "diffusers": bench.diffusers,
