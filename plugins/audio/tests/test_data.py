@@ -14,7 +14,7 @@ import soundfile
 import torch
 from suffuse.data import PositionStream
 from suffuse.errors import ConfigError, DataError
-from suffuse.text import captions_of
+from suffuse.text import captions_of, words
 from suffuse_audio.data import Folder, HuggingFace, Rendered, Shards, TorchAudio
 from suffuse_audio.data.decode import chance
 from suffuse_audio.data.pattern import Pattern, chosen
@@ -48,6 +48,11 @@ def test_items_are_functions_of_their_index(rendered: Rendered):
         assert torch.equal(again.train[i]["x"], rendered.train[i]["x"])
         assert torch.equal(again.train[i]["cond"]["text"], rendered.train[i]["cond"]["text"])
     assert not torch.equal(rendered.train[0]["x"], rendered.train[1]["x"])
+
+
+def test_every_caption_is_read_to_its_end(rendered: Rendered):
+    longest = max(len(words(sound.caption)) for sound in sounds())
+    assert longest <= rendered.spec.about["words"] <= longest + 2
 
 
 def test_no_held_out_combination_is_trained_on(rendered: Rendered):

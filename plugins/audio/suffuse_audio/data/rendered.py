@@ -20,6 +20,8 @@ __all__ = ["RATE", "SAMPLES", "Rendered"]
 RATE, SAMPLES = 8000, 8192
 """Samples per second and per sound: 1.024 s."""
 
+WORDS = 14
+"""Words of a caption that are read; the longest here has thirteen."""
 
 SHORTEST = 0.6
 """Of the longest sound; every tempo then beats often enough to be told."""
@@ -64,7 +66,8 @@ class Rendered(Data):
         half = max(len(unseen), min(500, self.count // 8))
         self.val = _joined(self._rendered(seen, half, 10**9), self._rendered(unseen, half, 2 * 10**9))
         about = {
-            "rate": RATE, "channels": 1, "samples": self.samples, "text": True, "prompts": _prompts(seen, unseen),
+            "rate": RATE, "channels": 1, "samples": self.samples, "text": True, "words": WORDS,
+            "prompts": _prompts(seen, unseen),
         }  # fmt: skip
         if self.train.lengths is not None:
             about["lengths"] = quantiles(self.train.lengths.tolist())
