@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -159,6 +160,28 @@ _COUNT = itertools.count()
 def forked() -> type[Forked]:
     """Return `Forked`."""
     return Forked
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., list[Forked]]:
+    """Return a function that starts all ranks of a command, as torchrun would on so many nodes."""
+
+    def ranks(
+        folder: Path, world: int, *words: str, command: str = "train", nodes: int = 1, **env: str
+    ) -> list[Forked]:
+        folder.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        each = world // nodes
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+        common |= {"LOCAL_WORLD_SIZE": str(each), "TORCHELASTIC_RUN_ID": "test", **env}
+        return [
+            Forked(folder, command, *words, RANK=str(r), LOCAL_RANK=str(r % each), GROUP_RANK=str(r // each), **common)
+            for r in range(world)
+        ]
+
+    return ranks
 
 
 @pytest.fixture(scope="session")

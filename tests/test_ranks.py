@@ -1,6 +1,6 @@
 """Several processes: the same losses whatever their number and strategy, sharded checkpoints, elastic resume.
 
-Ranks are copies of the test's process (`forked`) that are told who they are as torchrun would tell them.
+Ranks are copies of the test's process (`start`) that are told who they are as torchrun would tell them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -28,25 +27,6 @@ RUN = [
 ]  # fmt: skip
 ROWS = 8
 """Rows of the global batch."""
-
-
-def port() -> int:
-    """Return a free port."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def start(forked, folder: Path, world: int, *words: str, command: str = "train", nodes: int = 1, **env: str) -> list:
-    """Start all ranks of a command, as torchrun would on so many nodes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    each = world // nodes
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": str(world)}
-    common |= {"LOCAL_WORLD_SIZE": str(each), "TORCHELASTIC_RUN_ID": "test", **env}
-    return [
-        forked(folder, command, *words, RANK=str(r), LOCAL_RANK=str(r % each), GROUP_RANK=str(r // each), **common)
-        for r in range(world)
-    ]
 
 
 def ended(ranks: list) -> list[str]:
@@ -75,13 +55,13 @@ def norms(folder: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, forked) -> dict[str, Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory, start) -> dict[str, Path]:
     """Return the folders of a run of six steps on one process, on two, and on two with parts of the model each."""
     found = {name: tmp_path_factory.mktemp(name) for name in ("one", "ddp", "fsdp")}
     done = inside(found["one"], "train", *words(1, "cpu", 6))
     assert done.returncode == 0, done.stderr
-    ended(start(forked, found["ddp"], 2, *words(2, "ddp", 6)))
-    ended(start(forked, found["fsdp"], 2, *words(2, "fsdp", 6), "every.preview=3", "every.validate=3"))
+    ended(start(found["ddp"], 2, *words(2, "ddp", 6)))
+    ended(start(found["fsdp"], 2, *words(2, "fsdp", 6), "every.preview=3", "every.validate=3"))
     return found
 
 
@@ -150,24 +130,24 @@ def test_consolidate_and_sample(runs: dict[str, Path], tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_another_strategy_goes_on(
-    runs: dict[str, Path], tmp_path: Path, forked, before: tuple[str, int], after: tuple[str, int]
+    runs: dict[str, Path], tmp_path: Path, start, before: tuple[str, int], after: tuple[str, int]
 ) -> None:
     source = runs["one"] if before[0] == "cpu" else runs["fsdp"]
     run = source / "outputs/image/run/checkpoints/step-000003.ckpt"
     more = [*words(after[1], after[0], 6), f"ckpt={run}"]
     if after[1] > 1:
-        ended(start(forked, tmp_path, after[1], *more))
+        ended(start(tmp_path, after[1], *more))
     else:
         done = inside(tmp_path, "train", *more)
         assert done.returncode == 0, done.stderr
     torch.testing.assert_close(losses(tmp_path), losses(runs["one"])[3:], rtol=0, atol=1e-5)
 
 
-def test_every_sample_once_after_another_number_of_ranks(runs: dict[str, Path], tmp_path: Path, forked) -> None:
+def test_every_sample_once_after_another_number_of_ranks(runs: dict[str, Path], tmp_path: Path, start) -> None:
     """Three steps of 8 rows on one process, then steps of 4 rows per rank on two: the losses of 8 rows go on."""
     source = runs["one"] / "outputs/image/run/checkpoints/step-000003.ckpt"
     more = [*words(2, "ddp", 5), f"ckpt={source}", "data.batch_size=2"]
-    ended(start(forked, tmp_path, 2, *more))
+    ended(start(tmp_path, 2, *more))
     saved = checkpoint.read(last(tmp_path))["training"]
     assert saved["past"] == [(3, 1, 8)] and saved["ranks"] == 2 and saved["batch"] == 2 and saved["micro"] == 5
 
@@ -180,7 +160,7 @@ def drawn(out: Path, run: Path, how: list[str]) -> Parts:
     return Parts(out, job_of(OmegaConf.to_container(cfg, resolve=True), saved))
 
 
-def test_samples_of_two_ranks_go_on_where_they_stopped(runs: dict[str, Path], tmp_path: Path, forked) -> None:
+def test_samples_of_two_ranks_go_on_where_they_stopped(runs: dict[str, Path], tmp_path: Path, start) -> None:
     how = [f"ckpt={runs['one'] / 'outputs/image/run'}", "num=7", "batch_size=2", "seed=3"]
     done = inside(tmp_path, "sample", *how, "trainer=cpu", f"out={tmp_path / 'one'}")
     assert done.returncode == 0, done.stderr
@@ -191,7 +171,7 @@ def test_samples_of_two_ranks_go_on_where_they_stopped(runs: dict[str, Path], tm
     marked = {"drawn": torch.full((2, 1, 8, 8), 0.25)}
     checkpoint.write(marked, job.folder / "part-000001.pt")
     (job.folder / ".part-000002.pt.1.tmp").write_bytes(b"torn")
-    said = ended(start(forked, tmp_path, 2, *ddp, command="sample"))
+    said = ended(start(tmp_path, 2, *ddp, command="sample"))
     assert "1 of 4 batches are there already" in said[0] and not job.folder.exists()
     for name in ("one", "two"):
         rows = [json.loads(line) for line in (tmp_path / name / "manifest.jsonl").read_text().splitlines()]
@@ -202,7 +182,7 @@ def test_samples_of_two_ranks_go_on_where_they_stopped(runs: dict[str, Path], tm
 
 
 @pytest.mark.parametrize("signum", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_preempted_and_requeued(tmp_path: Path, forked, environment, signum: signal.Signals) -> None:
+def test_preempted_and_requeued(tmp_path: Path, start, environment, signum: signal.Signals) -> None:
     """A stand-in for scontrol notes what it was asked; the same command then goes on in the same run."""
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -211,7 +191,7 @@ def test_preempted_and_requeued(tmp_path: Path, forked, environment, signum: sig
     env = {"PATH": f"{tools}:{environment()['PATH']}", "SLURM_JOB_ID": "17", "WANDB_MODE": "disabled"}
     # The second rank alone is told, as when one node of several is taken.
     how = [*words(2, "slurm", 100000), "trainer.num_nodes=1", "ckpt=auto"]
-    ranks = start(forked, tmp_path, 2, *how, **env)
+    ranks = start(tmp_path, 2, *how, **env)
     end = time.monotonic() + 300
     while not last(tmp_path).exists():
         assert time.monotonic() < end and ranks[0].poll() is None, ranks[0].log.read_text()
@@ -222,19 +202,19 @@ def test_preempted_and_requeued(tmp_path: Path, forked, environment, signum: sig
     assert "SLURM starts it again" in said[0] and (tmp_path / "asked").read_text() == "requeue 17\n"
     step = checkpoint.read(last(tmp_path))["suffuse"]["step"]
     again = [word if not word.startswith("steps=") else f"steps={step + 2}" for word in how]
-    said = ended(start(forked, tmp_path, 2, *again, **env))
+    said = ended(start(tmp_path, 2, *again, **env))
     assert f"at step {step}" in said[0] and len(losses(tmp_path)) == step + 2
 
 
 @pytest.mark.slow
-def test_losses_of_1_2_and_4_ranks_over_50_steps(tmp_path: Path, forked) -> None:
+def test_losses_of_1_2_and_4_ranks_over_50_steps(tmp_path: Path, start) -> None:
     done = inside(tmp_path / "1", "train", *words(1, "cpu", 50)) if (tmp_path / "1").mkdir() is None else None
     assert done is not None and done.returncode == 0
     whole = losses(tmp_path / "1")
     for world, strategy, nodes in ((2, "ddp", 2), (4, "ddp", 1), (2, "fsdp", 1), (4, "fsdp", 1)):
         folder = tmp_path / f"{strategy}-{world}"
         more = [f"devices={world // nodes}", f"trainer.num_nodes={nodes}"]
-        ended(start(forked, folder, world, *words(world, strategy, 50), *more, nodes=nodes))
+        ended(start(folder, world, *words(world, strategy, 50), *more, nodes=nodes))
         apart = max(abs(a - b) for a, b in zip(losses(folder), whole, strict=True))
         print(f"{strategy} on {world} ranks, {nodes} nodes: losses apart by {apart:.1e}")
         assert apart < 1e-5
@@ -242,9 +222,9 @@ def test_losses_of_1_2_and_4_ranks_over_50_steps(tmp_path: Path, forked) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [["trainer=ddp", "trainer.strategy.gradients=bf16"], ["trainer=fsdp"]])
-def test_several_micro_batches_and_writing_in_the_background(tmp_path: Path, forked, more: list[str]) -> None:
+def test_several_micro_batches_and_writing_in_the_background(tmp_path: Path, start, more: list[str]) -> None:
     how = [*words(2, "ddp", 4), *more, "trainer.accumulate=2", "trainer.background=true"]
-    ended(start(forked, tmp_path, 2, *how))
+    ended(start(tmp_path, 2, *how))
     saved = checkpoint.read(last(tmp_path))
     assert saved["training"]["micro"] == 8 and len(losses(tmp_path)) == 4
     assert not [p for p in last(tmp_path).parent.iterdir() if p.name.startswith(".")]

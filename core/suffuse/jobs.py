@@ -40,6 +40,7 @@ from suffuse.training.background import Background
 from suffuse.training.callbacks import Checkpoints, Monitor, Previews, Stop, Validation
 from suffuse.training.distributed import requeue
 from suffuse.training.module import TrainingModule
+from suffuse.training.peers import Peers
 from suffuse.training.progress import Progress, duration, say
 from suffuse.training.snapshots import Snapshots
 from suffuse.training.trainer import make_trainer, quiet
@@ -170,7 +171,7 @@ class _Training:
             for name, node in (cfg["logger"] or {}).items()
         ]
         trainer = make_trainer(
-            cfg, background, callbacks=callbacks, logger=loggers, max_steps=cfg["steps"],
+            cfg, background, Peers("train", self._left), callbacks=callbacks, logger=loggers, max_steps=cfg["steps"],
             accumulate_grad_batches=how["accumulate"], limit_val_batches=0, num_sanity_val_steps=0,
             default_root_dir=str(self.run_dir),
         )  # fmt: skip
@@ -184,13 +185,21 @@ class _Training:
             again = trainer.is_global_zero and stop.signum in stop.requeue and requeue()
             say(
                 f"stopped by signal {stop.signum} at step {trainer.global_step}, which is saved; SLURM starts it again"
-                if again else
-                f"stopped by signal {stop.signum} at step {trainer.global_step}, which is saved; "
+                if again
+                else f"stopped by signal {stop.signum} at step {trainer.global_step}, which is saved; "
                 f"continue with the same command and ckpt=auto (with name={self.run_dir.name})"
             )
             raise SystemExit(128 + stop.signum)
         loss: float | None = self.record["metrics"].get("val/loss")
         return loss
+
+    def _left(self) -> str:
+        """Return what is left of a run that lost one of its processes, and how to go on."""
+        last = self.run_dir / "checkpoints" / "last.ckpt"
+        if not last.exists():
+            return "no checkpoint was written yet: start the run again"
+        again = f"continue with the same command and ckpt=auto (with name={self.run_dir.name})"
+        return f"the last checkpoint is {last}: {again}"
 
     def finish(self) -> None:
         """Draw samples with the averaged weights, measure them, and say where everything is."""
@@ -279,7 +288,8 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     with readable(plain):
         if isinstance(plain["trainer"]["strategy"], Mapping):  # every process draws with a whole model
             plain["trainer"]["strategy"] = "ddp"
-        trainer = make_trainer(plain, callbacks=[], logger=False, default_root_dir=str(out))
+        peers = Peers("sample", lambda: f"the batches drawn so far are in {parts.folder}: the same command goes on")
+        trainer = make_trainer(plain, peers=peers, callbacks=[], logger=False, default_root_dir=str(out))
         try:
             xs = sampling.run(trainer, raw, plain["batch_size"], parts)
         except Exception:

@@ -17,16 +17,20 @@ from suffuse.training.background import Background
 from suffuse.training.distributed import answer_signals
 from suffuse.training.fsdp import Sharded
 from suffuse.training.io import AtomicIO
+from suffuse.training.peers import Peers
 
 __all__ = ["make_trainer", "quiet"]
 
 
-def make_trainer(cfg: Mapping[str, Any], background: Background | None = None, **options: Any) -> Trainer:
+def make_trainer(
+    cfg: Mapping[str, Any], background: Background | None = None, peers: Peers | None = None, **options: Any
+) -> Trainer:
     """Return the trainer of a config's group ``trainer``.
 
     Arguments:
         cfg: The job's config.
         background: Where checkpoints are written.
+        peers: Looks after the ranks, where there are several.
         options: Of Lightning's trainer.
 
     Raises:
@@ -38,6 +42,8 @@ def make_trainer(cfg: Mapping[str, Any], background: Background | None = None, *
         strategy = build(strategy, "trainer.strategy", accumulate=how["accumulate"])
     if isinstance(strategy, Sharded) and background is not None:
         strategy.background = background
+    if peers is not None:  # the first to hear of an error
+        options["callbacks"] = [peers, *options["callbacks"]]
     # Deterministic kernels are wanted, not the filling of fresh memory with NaN that torch adds to find bugs.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
@@ -51,6 +57,8 @@ def make_trainer(cfg: Mapping[str, Any], background: Background | None = None, *
         text = " ".join(str(error).split())
         raise ConfigError(f"trainer: {text}") from error
     answer_signals(trainer)
+    if peers is not None:
+        peers.attach(trainer)
     return trainer
 
 
