@@ -1,4 +1,4 @@
-"""How the tests run: two processes for whole folders, one thread each.
+"""How the tests run: two processes for whole folders, one thread each; and where the optional real data lies.
 
 One thread, so that processes do not take the cores from each other, and so that no sum of floats depends on how many
 cores there are. `-n 0` runs everything in one process, `-n 8` in eight.
@@ -15,6 +15,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 QUICK = "not slow and not gpu"
+REAL = Path(__file__).parents[1] / "shared" / "data"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -28,3 +29,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if option.markexpr == QUICK and option.capture != "no" and all(Path(word).is_dir() for word in config.args):
         # Half of what is left moves to a worker that is done: long files at the end do not wait for one process.
         option.numprocesses, option.dist = 2, "worksteal"
+
+
+@pytest.fixture
+def real() -> Path:
+    """Return the folder of real data sets; what needs it is skipped without it."""
+    if not REAL.is_dir():
+        pytest.skip(f"no real data in {REAL}")
+    return REAL

@@ -1,28 +1,12 @@
-"""Small sound files, and where the optional real data lies."""
+"""Small sound files."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-
-REAL = Path(__file__).parents[4] / "shared" / "data"
-
-
-@pytest.fixture
-def real() -> Path:
-    """The folder of real data sets; what needs it is skipped without it."""
-    if not REAL.is_dir():
-        pytest.skip(f"no real data in {REAL}")
-    return REAL
 
 
 def tone(f: float, seconds: float = 0.5, rate: int = 8000, channels: int = 1, level: float = 0.5) -> np.ndarray:
@@ -40,26 +24,3 @@ def tones(tmp_path: Path) -> Path:
             rate, end = (8000, 11025, 16000, 44100)[i % 4], ("wav", "flac", "ogg")[i % 3]
             soundfile.write(tmp_path / "tones" / name / f"{i:02d}.{end}", tone(f, 0.3 + 0.1 * i, rate, 1 + i % 2), rate)
     return tmp_path / "tones"
-
-
-@pytest.fixture
-def command() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return a function that runs a command line in a folder, in this process: a new one would import torch."""
-
-    def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-        from suffuse import cli
-
-        out, err, code, before = io.StringIO(), io.StringIO(), 0, Path.cwd()
-        argv, sys.argv = sys.argv, ["suffuse", *words]
-        os.chdir(folder)
-        try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                cli.main()
-        except SystemExit as error:
-            code = int(error.code or 0)
-        finally:
-            os.chdir(before)
-            sys.argv = argv
-        return subprocess.CompletedProcess(list(words), code, out.getvalue(), err.getvalue())
-
-    return run

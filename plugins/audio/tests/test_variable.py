@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
-from suffuse.testing import ModalityContract
+from suffuse.testing import ModalityContract, command
 
 TINY = ("data.count=96", "data.batch_size=16", "model.width=16", "conditioner.width=16")
 
@@ -41,7 +39,7 @@ def manifest(folder: Path) -> list[dict]:
     return [row | {"y": soundfile.read(folder / row["file"])[0]} for row in rows]
 
 
-def test_commands(tmp_path: Path, command: Callable[..., Any]):
+def test_commands(tmp_path: Path):
     """A run's own samples, lengths that are asked for, editing, and going on after a stop."""
     words = [*TINY, "name=v", "num=4", "metrics_num=4", "trainer=cpu", "data.count=48", "sampler.steps=2",
              "experiment=audio/variable", "codec=audio/mdct", "objective=flow", "every.checkpoint=2"]  # fmt: skip

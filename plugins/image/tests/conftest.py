@@ -1,4 +1,4 @@
-"""Small picture files, and where the optional real data lies."""
+"""Small picture files."""
 
 from __future__ import annotations
 
@@ -7,16 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-REAL = Path(__file__).parents[4] / "shared" / "data"
-
-
-@pytest.fixture
-def real() -> Path:
-    """The folder of real data sets; what needs it is skipped without it."""
-    if not REAL.is_dir():
-        pytest.skip(f"no real data in {REAL}")
-    return REAL
 
 
 @pytest.fixture

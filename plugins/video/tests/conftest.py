@@ -1,4 +1,4 @@
-"""Small video files whose brightness says which frame it is, and where the optional real data lies."""
+"""Small video files whose brightness says which frame it is."""
 
 from __future__ import annotations
 
@@ -8,22 +8,12 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pytest
 import torch
 
-REAL = Path(__file__).parents[4] / "shared" / "data"
 CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "libvpx-vp9", ".avi": "mpeg4",
           ".ts": "libx264", ".mpg": "mpeg2video", ".gif": "gif", ".h264": "libx264"}  # fmt: skip
 STEP = 4
 """Levels of brightness between a frame and the next."""
-
-
-@pytest.fixture
-def real() -> Path:
-    """The folder of real data sets; what needs it is skipped without it."""
-    if not REAL.is_dir():
-        pytest.skip(f"no real data in {REAL}")
-    return REAL
 
 
 def film(

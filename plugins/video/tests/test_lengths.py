@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from suffuse.errors import ConfigError
-from suffuse.testing import ModalityContract
+from suffuse.testing import ModalityContract, command
 from suffuse_video import ragged
 from suffuse_video.codec import Pixels
 from suffuse_video.data import Shapes
@@ -130,18 +130,12 @@ class TestVariable(ModalityContract):
         return []
 
 
-def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run(tmp_path: Path):
     """Files of own lengths, given frames that come back exactly, and their figures."""
-    from suffuse import cli
-
-    monkeypatch.chdir(tmp_path)
 
     def run(*words: str) -> None:
-        monkeypatch.setattr("sys.argv", ["suffuse", *words])
-        try:
-            cli.main()
-        except SystemExit as error:
-            assert not error.code
+        done = command(tmp_path, *words)
+        assert not done.returncode, done.stderr
 
     common = ("trainer=cpu", "sampler.steps=2", "num=3")
     run("train", "modality=video", "experiment=video/variable", *TINY, *common, "name=v", "steps=2",
