@@ -105,7 +105,7 @@ def test_no_code_reads_pickles_or_unpacks_archives(root: str) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "os.system", "suffuse.jobs.os.system", "suffuse.cli.sys.exit", "builtins.eval", "torch.load",
+        "os.system", "suffuse.encode.os.system", "suffuse.cli.sys.exit", "builtins.eval", "torch.load",
         "suffuse.build.instantiate", 7,
     ],
 )  # fmt: skip

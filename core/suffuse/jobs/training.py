@@ -1,12 +1,10 @@
-"""Jobs: what a composed config does. torch and Lightning start here."""
+"""Training job: data, codec and model of a composed config, the run, and what it ends in."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import json
-import logging
-import math
 import os
 import shlex
 import time
@@ -20,20 +18,16 @@ from omegaconf import DictConfig, OmegaConf
 from suffuse import checkpoint as files
 from suffuse.build import build
 from suffuse.cache import cached, key
-from suffuse.codec import empty, implied
 from suffuse.data import Data
-from suffuse.edit import edit, ends
 from suffuse.ema import PostHoc
 from suffuse.errors import ConfigError
 from suffuse.failures import readable
-from suffuse.model import Facts, Model, Recipe, fit_codec
+from suffuse.jobs.record import choices, names_of, provider, resolved, version
+from suffuse.model import Facts, fit_codec
 from suffuse.overrides import check_limits
-from suffuse.parts import Parts
-from suffuse.plugins import registry
 from suffuse.posthoc import FOLDER
-from suffuse.rollout import Window
-from suffuse.rundir import locked, next_samples, resume_path, run_dir, tuned_folder, write_text
-from suffuse.sampling import Sampling, write_samples
+from suffuse.rundir import locked, resume_path, run_dir, write_text
+from suffuse.sampling import write_samples
 from suffuse.state import leaves
 from suffuse.task import Task
 from suffuse.training.background import Background
@@ -44,12 +38,8 @@ from suffuse.training.peers import Peers
 from suffuse.training.progress import Progress, duration, say
 from suffuse.training.snapshots import Snapshots
 from suffuse.training.trainer import make_trainer, quiet
-from suffuse.tuning import Stored
-from suffuse.tuning import tune as search
 
-__all__ = ["plain_config", "provider", "sample", "train", "tune"]
-
-log = logging.getLogger(__name__)
+__all__ = ["train"]
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -59,7 +49,7 @@ def train(cfg: DictConfig) -> float | None:
         SuffuseError: For everything a user can mend.
     """
     quiet()
-    plain = _resolve(cfg)
+    plain = resolved(cfg)
     check_limits(plain)
     folder = run_dir(cfg)
     resume = resume_path(plain, folder)
@@ -95,10 +85,10 @@ class _Training:
         self.model: Any = self.task.model
         self.record: dict[str, Any] = {
             "format": 1,
-            "version": _version(),
+            "version": version(),
             "plugin": provider(cfg["modality"]["name"]),
             "config": cfg,
-            "choices": _choices(),
+            "choices": choices(),
             "facts": facts.record(),
             "metrics": {},
         }
@@ -208,7 +198,7 @@ class _Training:
         cfg = self.cfg
         device = self.trainer.strategy.root_device  # Lightning has moved the weights to the CPU
         last = self.run_dir / "checkpoints" / "last.ckpt"
-        names = _names(cfg, self.record["choices"]) if self.task.draws else {}
+        names = names_of(cfg, self.record["choices"]) if self.task.draws else {}
         how = {**names, "checkpoint": str(last), "weights": "ema"}
         # A metric that gives samples their beginning has its own drawn.
         begins = getattr(self.metrics, "begin", None) is not None
@@ -257,187 +247,3 @@ class _Training:
             f"  checkpoint   {self.run_dir / 'checkpoints' / 'last.ckpt'}\n"
             f"{self.task.hint(where)}"
         )
-
-
-def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
-    """Draw samples from the checkpoint `saved`, which was read from `path`.
-
-    Raises:
-        SuffuseError: For everything a user can mend.
-    """
-    quiet()
-    files.check_drawable(saved, path)
-    plain = _with_tuned_grid(_resolve(cfg), path)
-    trained = saved["suffuse"]["config"]
-    model = Model.load(saved, plain["weights"])
-    codec = build(trained["codec"], "codec", about=model.facts.about, **plain["ask"])
-    raw, path_between = ends(model.conditioner, implied(codec, model.conditioner) | plain["condition"], plain)
-    sampling = Sampling(
-        model, codec, Recipe.build(plain, model.facts), plain["seed"], edit(codec, plain), path_between,
-        Window(**plain["window"]), share=_turns(plain) if plain["share_seeds"] else 1,
-    )  # fmt: skip
-    preview = build(plain["preview"], "preview", about=model.facts.about)
-    out = next_samples(plain["out"], path)
-    how = {**_names(plain, plain["choices"]), "checkpoint": str(path), "weights": plain["weights"], **plain["ask"]}
-    how |= {key: plain[key] for key in ("init", "mask", "strength") if plain[key] is not None}
-    rows = sampling.rows(torch.arange(plain["num"]), raw, how)
-    parts = Parts(out, job_of(plain, saved))
-    if plain["out"] is None:
-        parts.find()
-    sampling.check_free(parts.out, rows)
-    with readable(plain):
-        if isinstance(plain["trainer"]["strategy"], Mapping):  # every process draws with a whole model
-            plain["trainer"]["strategy"] = "ddp"
-        peers = Peers("sample", lambda: f"the batches drawn so far are in {parts.folder}: the same command goes on")
-        trainer = make_trainer(plain, peers=peers, callbacks=[], logger=False, default_root_dir=str(out))
-        try:
-            xs = sampling.run(trainer, raw, plain["batch_size"], parts)
-        except Exception:
-            if trainer.is_global_zero:
-                parts.abandon()
-            raise
-        out = parts.out
-        if trainer.is_global_zero:
-            write_samples(out, xs, rows, preview)
-            parts.remove()
-            say(f"wrote {len(rows)} samples to {out}: overview.png, manifest.jsonl")
-
-
-def job_of(cfg: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides the samples of a job and how they are cut into batches; not on how many devices."""
-    job = {key: value for key, value in cfg.items() if key not in ("trainer", "devices", "out", "choices")}
-    return {**job, "precision": cfg["trainer"]["precision"], "step": saved["suffuse"]["step"]}
-
-
-def _turns(cfg: Mapping[str, Any]) -> int:
-    """Return after how many samples the conditions begin again.
-
-    Raises:
-        ConfigError: When no condition has several values.
-    """
-    counts = [len(value) for value in cfg["condition"].values() if isinstance(value, list)]
-    if cfg["interpolate"] or not counts or max(counts) < 2:
-        raise ConfigError("share_seeds=true draws conditions that take turns from the same seeds; give several values")
-    return math.lcm(*counts)
-
-
-def tune(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
-    """Fit the grid of a sampler to the checkpoint `saved`, which was read from `path`, and store it beside.
-
-    Raises:
-        SuffuseError: For everything a user can mend.
-    """
-    quiet()
-    files.check_drawable(saved, path)
-    plain = _resolve(cfg)
-    model = Model.load(saved, plain["weights"])
-    if torch.cuda.is_available() and plain["trainer"]["accelerator"] in ("auto", "gpu", "cuda"):
-        model = model.cuda()
-    recipe = Recipe.build(plain, model.facts)
-    if isinstance(recipe.grid, Stored):
-        raise ConfigError(
-            "grid=tuned is what tuning makes; give the grid whose ends are to be kept, as grid=exponential"
-        )
-    raw = model.conditioner.parse(plain["condition"], plain["num"])
-    names = _names(plain, plain["choices"])
-    progress = Progress(plain["tries"], unit="grids", word="grid")
-    began = time.perf_counter()
-
-    def show(done: int, total: int, error: float) -> None:
-        progress.update(done, rate=done / (time.perf_counter() - began), error=error)
-
-    with readable({"batch_size": plain["num"]}), torch.inference_mode():
-        denoiser, cond = model.guided(recipe, raw, plain["num"])
-        seeds = plain["seed"] + torch.arange(plain["num"], device=model.device)
-        codec = build(saved["suffuse"]["config"]["codec"], "codec", about=model.facts.about)
-        like = empty(codec, model.facts, seeds, raw, model.device)
-        found = search(
-            denoiser, model.process, recipe.sampler, recipe.grid, seeds, like, cond,
-            fine=plain["fine"], tries=plain["tries"], progress=show,
-        )  # fmt: skip
-    record = {
-        "sampler": plain["sampler"], "name": names["sampler"], "guidance": recipe.scale, "clean": found.grid.clean,
-        "sigmas": [value if math.isfinite(value) else None for value in found.sigmas], "error": found.after,
-        "error_before": found.before, "grid_before": names["grid"], "trajectories": found.trajectories,
-        "tried": found.tried, "step": saved["suffuse"]["step"],
-    }  # fmt: skip
-    steps = recipe.sampler.steps
-    default = tuned_folder(path) / f"{names['sampler']}-{steps}-guidance-{recipe.scale:g}.json"
-    out = Path(plain["out"]).expanduser() if plain["out"] else default
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, json.dumps(record, indent=2) + "\n")
-    where = shlex.quote(str(path.parents[1] if path.parent.name == "checkpoints" else path))
-    say(
-        f"median error of {steps} steps: {found.before:.3g} on {names['grid']}, {found.after:.3g} tuned "
-        f"({found.tried} grids, {duration(time.perf_counter() - began)})\n"
-        f"  grid         {out}\n"
-        f"  draw         sample ckpt={where} sampler={names['sampler']} sampler.steps={steps} grid=tuned"
-    )
-
-
-def _with_tuned_grid(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return `cfg` with the file of ``grid=tuned`` filled in: that of this sampler, of this guidance if there is one.
-
-    Raises:
-        ConfigError: When nothing was tuned for this sampler.
-    """
-    if not str(cfg["grid"].get("_target_", "")).endswith(".Stored") or cfg["grid"].get("file"):
-        return cfg
-    scale = (cfg.get("guidance") or {}).get("scale", 1.0)
-    found: list[tuple[float, Path]] = []
-    for file in sorted(tuned_folder(path).glob("*.json")):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            record = json.loads(file.read_text())
-            if record["sampler"] == cfg["sampler"]:
-                found.append((abs(record["guidance"] - scale), file))
-    if not found:
-        steps = cfg["sampler"].get("steps")
-        raise ConfigError(
-            f"grid=tuned: no grid was tuned for this sampler and {steps} steps in {tuned_folder(path)}; make one with "
-            f"suffuse tune ckpt=… sampler=… steps={steps}"
-        )
-    apart, file = min(found)
-    if apart:
-        log.warning("grid=tuned: %s was tuned at another guidance than %g", file.name, scale)
-    return {**cfg, "grid": {**cfg["grid"], "file": str(file)}}
-
-
-def plain_config(cfg: DictConfig) -> dict[str, Any]:
-    """Return the config of a job as plain values, checked; raises `ConfigError` for a value out of its range."""
-    quiet()
-    plain = _resolve(cfg)
-    check_limits(plain)
-    return plain
-
-
-def _resolve(cfg: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key != "hydra"}
-
-
-def provider(modality: str) -> dict[str, str]:
-    """Return which package provides a modality, for the record of a checkpoint."""
-    found = registry().providers.get(modality)
-    return {"modality": modality, "dist": found.dist if found else "unknown"}
-
-
-def _choices() -> dict[str, str]:
-    """Return the option chosen in each config group, where Hydra composed the job."""
-    from hydra.core.hydra_config import HydraConfig
-
-    if not HydraConfig.initialized():
-        return {}
-    chosen = HydraConfig.get().runtime.choices
-    return {str(group): str(option) for group, option in chosen.items() if not str(group).startswith("hydra")}
-
-
-def _names(cfg: Mapping[str, Any], choices: Mapping[str, str]) -> dict[str, str]:
-    """Return what the manifest calls the sampler and the grid: the option's name, or the class without one."""
-    return {key: choices.get(key) or cfg[key]["_target_"].rpartition(".")[2] for key in ("sampler", "grid")}
-
-
-def _version() -> str:
-    from suffuse import __version__
-
-    return __version__
