@@ -44,6 +44,7 @@ FLOORS = {
                 "verify",
             ],
             [
+                "disk",
                 "data",
                 "damage",
                 "listing",

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from suffuse.cli import fail
+from suffuse.disk import refusal
 from suffuse.errors import ConfigError, SuffuseError, suggest
 from suffuse.overrides import SAMPLE_GROUPS, asks, check_limits, modality_keys, option_keys, split
 from suffuse.plugins import CONF, registry
@@ -53,11 +54,20 @@ def run_train(words: Sequence[str]) -> None:
     """Compose the words of a command line and train.
 
     Raises:
-        ConfigError: When they do not compose; only for a single job, whose errors Hydra would spread over many lines.
+        ConfigError: When they do not compose, or nothing can be written where the run would be; only for a single job,
+            whose errors Hydra would spread over many lines.
     """
     if not any(word.startswith("-") for word in words):
-        compose_train(words)
+        cfg = compose_train(words)
+        if not any(split(word)[1].startswith("hydra.run") for word in words):
+            _check_writable(Path("outputs") / str(cfg.modality.name) / str(cfg.name))
     _train_app()
+
+
+def _check_writable(folder: Path) -> None:
+    if found := refusal(folder.absolute()):
+        where, why = found
+        raise ConfigError(f"cannot write in {where} ({why}), where {folder.parent} would be; start in another folder")
 
 
 def compose_train(words: Sequence[str]) -> DictConfig:

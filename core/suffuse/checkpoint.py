@@ -7,7 +7,6 @@ last figures. Everything in it is plain, so it is read with ``weights_only=True`
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,15 +15,19 @@ from typing import Any
 
 import torch
 
+from suffuse.disk import is_full, named
 from suffuse.errors import CheckpointError
 
 __all__ = ["check_drawable", "check_installed", "is_autoencoder", "link", "newest", "read", "write"]
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-
-def write(checkpoint: dict[str, Any], path: Path) -> None:
+def write(checkpoint: dict[str, Any], path: Path, then: str = "continue with ckpt=auto") -> None:
     """Write under a temporary name, flush to the disk, then rename: `path` is never a torn file.
+
+    Arguments:
+        checkpoint: What is written.
+        path: The file.
+        then: What to do once there is space again, for the message.
 
     Raises:
         CheckpointError: When the disk is full; whatever was at `path` is untouched.
@@ -38,13 +41,11 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        # torch's writer turns a failed write into a RuntimeError, so the disk itself is asked.
-        full = getattr(error, "errno", None) in _FULL or shutil.disk_usage(path.parent).free < 2**20
-        if not full:
+        if not is_full(error, path.parent):
             raise
         raise CheckpointError(
-            f"no space left on the disk of {path.parent} while writing {path.name}; the checkpoints already there are "
-            "whole: free some space and continue with ckpt=auto"
+            f"no space left on the disk of {path.parent} while writing {path.name}; what is there already is whole: "
+            f"free some space and {then}"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -60,7 +61,12 @@ def link(target: Path, name: Path) -> None:
         else:
             os.link(target, temporary)
     except OSError:  # a file system without hard links
-        shutil.copyfile(target, temporary)
+        try:
+            with named(name):
+                shutil.copyfile(target, temporary)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
     temporary.replace(name)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from suffuse.disk import is_full
 from suffuse.errors import SuffuseError
 
 __all__ = ["readable"]
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager
@@ -25,6 +27,8 @@ def readable(cfg: Mapping[str, Any]) -> Iterator[None]:
     """
     try:
         yield
+    except SuffuseError as error:
+        raise _unwrapped(error) from error.__cause__
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         text = str(error)
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
@@ -38,9 +42,27 @@ def readable(cfg: Mapping[str, Any]) -> Iterator[None]:
             ) from error
         raise
     except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise SuffuseError(f"no space left on the disk while writing {error.filename or 'a file'}") from error
+        what = error.filename2 or error.filename or "a file"
+        if is_full(error, Path()):
+            raise SuffuseError(
+                f"no space left on the disk while writing {what}; free some space and {_again(cfg)}"
+            ) from error
+        if error.errno in _REFUSED:
+            raise SuffuseError(f"{what}: {error.strerror}; name a folder where you may read and write") from error
+        raise
+
+
+def _unwrapped(error: SuffuseError) -> SuffuseError:
+    """Return an error as it was raised in a process that loads data, which hands on its traceback as text."""
+    kind, text = type(error), str(error)
+    if not text.startswith("Caught ") or "Original Traceback" not in text:
+        return error
+    return kind(text.rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2])
+
+
+def _again(cfg: Mapping[str, Any]) -> str:
+    """Return how to go on once something was mended."""
+    return "give the same command again" if "batch_size" in cfg else "continue with ckpt=auto"
 
 
 def _less(cfg: Mapping[str, Any]) -> str:

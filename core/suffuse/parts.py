@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from suffuse import checkpoint as files
+from suffuse.disk import named
 
 __all__ = ["Parts"]
 
@@ -51,12 +52,13 @@ class Parts:
         if self.folder.is_dir() and not (about.is_file() and about.read_text() == self.text):
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        about.write_text(self.text)
+        with named(about):
+            about.write_text(self.text)
         return [number for number in range(count) if not self._file(number).is_file()]
 
     def write(self, number: int, drawn: Any) -> None:
         """Keep a part."""
-        files.write({"drawn": drawn}, self._file(number))
+        files.write({"drawn": drawn}, self._file(number), "give the same command again")
 
     def read(self, count: int) -> list[Any]:
         """Return all parts, in order."""

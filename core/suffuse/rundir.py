@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from suffuse.checkpoint import newest
 from suffuse.cli import find_checkpoint
+from suffuse.disk import named
 from suffuse.errors import ConfigError
 from suffuse.training.progress import is_first_rank, say
 
@@ -108,5 +109,6 @@ def write_text(path: Path, text: str) -> None:
     if not is_first_rank():
         return
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
+    with named(path):
+        temporary.write_text(text)
     temporary.replace(path)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from suffuse.codec import empty
+from suffuse.disk import named
 from suffuse.edit import Edit
 from suffuse.edit import Path as Between
 from suffuse.errors import ConfigError
@@ -188,13 +189,17 @@ def write_samples(out: Path, xs: Any, rows: Sequence[dict[str, Any]], preview: A
     """
     out.mkdir(parents=True, exist_ok=True)
     if hasattr(preview, "write"):
-        preview.write(xs, rows, out)
+        with named(out / "the samples"):
+            preview.write(xs, rows, out)
     else:
         for position, row in enumerate(rows):
-            row["file"] = preview.save(take(xs, position), out / f"{row['index']:05d}").name
-    preview.overview(xs, [row["caption"] for row in rows], out / "overview.png")
+            with named(out / f"{row['index']:05d}"):
+                row["file"] = preview.save(take(xs, position), out / f"{row['index']:05d}").name
+    with named(out / "overview.png"):
+        preview.overview(xs, [row["caption"] for row in rows], out / "overview.png")
     temporary = out / ".manifest.jsonl.tmp"
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with named(out / "manifest.jsonl"):
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     temporary.replace(out / "manifest.jsonl")
 
 

@@ -22,6 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from suffuse import checkpoint as files
+from suffuse.disk import named
 from suffuse.errors import ConfigError
 from suffuse.noise import KeyedNoise, mix
 from suffuse.training import speed
@@ -225,7 +226,9 @@ class Previews(StepCallback):
                 xs, captions = self.show(self.num)
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.preview.overview(xs, captions, self.folder / f"step-{step:06d}.png")
+            path = self.folder / f"step-{step:06d}.png"
+            with named(path):
+                self.preview.overview(xs, captions, path)
             for logger in trainer.loggers:
                 if hasattr(logger, "log_image"):
                     media = self.preview.media(xs, captions)

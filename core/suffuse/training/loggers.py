@@ -14,6 +14,7 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from suffuse.disk import named
 from suffuse.errors import ConfigError
 from suffuse.training.progress import is_first_rank, say
 
@@ -76,7 +77,7 @@ class CSVLogger(Logger):
         if same or new or len(self.rows) == 1:
             self._rewrite()
         else:
-            with self.path.open("a", newline="") as file:
+            with named(self.path), self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns, restval="").writerow(self.rows[-1])
 
     def _rewrite(self) -> None:
@@ -86,7 +87,8 @@ class CSVLogger(Logger):
         writer.writerows(self.rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(".metrics.csv.tmp")
-        temporary.write_text(text.getvalue())
+        with named(self.path):
+            temporary.write_text(text.getvalue())
         temporary.replace(self.path)
 
 
