@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from suffuse.build import build
 from suffuse.checkpoint import is_autoencoder, read
 from suffuse.errors import CheckpointError, ConfigError
+from suffuse.finding import find_checkpoint
 from suffuse.model import Facts
 from suffuse.noise import KeyedNoise
 from suffuse.objective import Loss
@@ -161,8 +162,6 @@ class Frozen(Coder):
     def __init__(self, ckpt: str | None, about: Mapping[str, Any] | None = None, batch: int = 64) -> None:
         if not ckpt:
             raise ConfigError("codec.ckpt is not set; give the run of an autoencoder, trained with task=autoencoder")
-        from suffuse.cli import find_checkpoint
-
         path = find_checkpoint(str(ckpt))
         saved = read(path)
         try:

@@ -9,145 +9,17 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from suffuse import overrides
-from suffuse.errors import CheckpointError, ConfigError, SuffuseError, suggest
+from suffuse import overrides, usage
+from suffuse.errors import ConfigError, SuffuseError, suggest
+from suffuse.finding import find_checkpoint
 from suffuse.modality import Command
-from suffuse.plugins import CONF, registry
+from suffuse.plugins import registry
 
-__all__ = ["main", "sample", "train"]
-
-TRAIN_HELP = """\
-usage: train modality=NAME [group=OPTION ...] [key=value ...] [--help] [--cfg job] [--multirun]
-
-Trains a diffusion model, draws samples from it and measures them; prints where everything is.
-
-modalities
-{modalities}
-
-groups
-{groups}
-
-keys
-  name=x ckpt=auto         a fixed run directory outputs/<modality>/x, continued where it stopped
-  steps=N seed=N num=N     optimizer steps, seed, samples drawn at the end
-  every.preview=N          also every.log, every.validate, every.checkpoint (optimizer steps)
-
-examples
-  train modality={example}
-  train modality={example} model=dit trainer=ddp devices=2 logger=wandb
-  train modality={example} --cfg job             show the composed config and exit
-  train pretrained=/models/sd15 data=image/folder data.path=/pets model.lora=8
-  train -m modality={example} objective=edm,flow    one job per value
-"""
-
-SAMPLE_HELP = """\
-usage: sample ckpt=RUN_DIR_OR_FILE|pretrained=FOLDER_OR_NAME
-              [num=64] [seed=0] [out=DIR] [sampler=NAME] [sampler.steps=N]
-              [grid=NAME] [guidance=SCALE] [condition.label=7] [trainer=NAME] [batch_size=64] [weights=raw]
-              [init=FILE mask=PART|strength=SHARE] [interpolate=true [seed_to=N]] [preview.KEY=VALUE]
-
-Draws samples from a checkpoint: one file each, overview.png and manifest.jsonl.
-What is not said is taken from the checkpoint. Sample i has the seed `seed + i`.
-
-groups
-{groups}
-
-editing, where the modality reads files
-  init=FILE mask=PART        make a part of a file anew and keep the rest, as mask=2.0-3.5 in seconds
-  init=FILE strength=0.5     vary a file: the share of the steps that are taken from it on
-  interpolate=true           from the first condition (and seed) to the last, in num samples
-  trust=true                 let a checkpoint of your own name code outside suffuse and the installed modalities
-  share_seeds=true           several conditions from the same seeds: a grid, one column per condition
-
-examples
-  sample ckpt=outputs/image/x num=16 condition.label=[0,1,2]
-  sample ckpt=outputs/image/x sampler=heun sampler.steps=30 guidance=2
-  sample ckpt=outputs/image/x num=1000 trainer=ddp devices=2
-  sample pretrained=/models/sd15 "condition.text=a (red:1.3) cat" "guidance.negative.text=blurry" height=512
-"""
-
-
-TUNE_HELP = """\
-usage: suffuse tune ckpt=RUN_DIR_OR_FILE [sampler=NAME] [steps=N] [guidance=SCALE] [num=64] [tries=400]
-                    [condition.label=7] [grid=NAME] [out=FILE]
-
-Fits the time grid of a sampler to a trained model: `sample ckpt=… grid=tuned` with the same sampler and number of steps
-then uses it. What is not said is taken from the checkpoint; the grid given is the one whose ends are kept.
-
-groups
-{groups}
-
-examples
-  suffuse tune ckpt=outputs/image/x steps=10
-  suffuse tune ckpt=outputs/image/x sampler=unipc steps=8
-  sample ckpt=outputs/image/x sampler=unipc sampler.steps=8 grid=tuned
-"""
-
-ENCODE_HELP = """\
-usage: suffuse encode modality=NAME data=… codec=… [group=OPTION ...] [key=value ...] [processes=N] [shard=1024]
-
-Encodes all items of a data set once, for the `train` with the same words and cache=true, which then reads only that:
-states in shards that are read through memory, and what frozen text encoders say of the captions. Several processes
-share the work, also those of torchrun or srun; a command that was interrupted goes on where it stopped.
-
-examples
-  suffuse encode modality=image data=image/folder data.path=/pets codec=latent codec.ckpt=outputs/image/ae processes=4
-  train modality=image data=image/folder data.path=/pets codec=latent codec.ckpt=outputs/image/ae cache=true
-"""
-
-EMA_HELP = """\
-usage: suffuse ema ckpt=RUN_DIR_OR_FILE std=WIDTH [out=FILE]
-
-Writes a copy of a checkpoint whose averaged weights have another width, a share of the run, combined from the snapshots
-that a run with ema=posthoc keeps. By default the file is checkpoints/ema-WIDTH.ckpt of the run.
-
-examples
-  train modality=NAME ema=posthoc name=x
-  suffuse ema ckpt=outputs/NAME/x std=0.15
-  sample ckpt=outputs/NAME/x/checkpoints/ema-0.15.ckpt
-"""
-
-CONSOLIDATE_HELP = """\
-usage: suffuse consolidate ckpt=RUN_DIR_OR_CHECKPOINT [out=FILE]
-
-Writes the checkpoint of a run with trainer=fsdp, a folder with one file per process, as one file, by default
-checkpoints/consolidated.ckpt of the run. `sample` and `train ckpt=…` take either.
-
-examples
-  train modality=NAME trainer=fsdp name=x
-  suffuse consolidate ckpt=outputs/NAME/x
-"""
-
-EXPORT_HELP = """\
-usage: suffuse export ckpt=RUN_DIR_OR_FILE to=FORMAT [out=DIR] [weights=ema|raw]
-
-Writes a run's weights for others. By default the folder is export/FORMAT of the run.
-
-formats
-  diffusers      the folder that a run with pretrained= was started from, with the denoiser that was trained
-  lora           the adapters of a run with model.lora=RANK alone, for load_lora_weights of diffusers
-  safetensors    model.safetensors and config.json of any run
-
-examples
-  suffuse export ckpt=outputs/image/x to=diffusers out=/models/mine
-  sample pretrained=/models/mine "condition.text=a cat"
-"""
-
-
-def _modalities() -> str:
-    rows = registry().providers.values()
-    return "\n".join(f"  {p.modality.name:<12} {p.modality.summary}  ({p.dist})" for p in rows) or "  (none installed)"
-
-
-def _groups(names: Sequence[str] | None = None) -> str:
-    roots = [CONF, *(p.modality.conf for p in registry().providers.values())]
-    found = overrides.groups(roots)
-    rows = {name: sorted(found[name]) for name in sorted(names or found) if name in found and name != "modality"}
-    return "\n".join(f"  {name:<12} {', '.join(options)}" for name, options in rows.items())
+__all__ = ["find_checkpoint", "main", "sample", "train"]
 
 
 def _warn_of_failures() -> None:
@@ -186,7 +58,7 @@ def fail(task: str, error: SuffuseError) -> NoReturn:
 def _train(argv: list[str]) -> None:
     if not any("=" in word for word in argv) and {"-h", "--help"} & set(argv):
         example = next(iter(registry().providers), "NAME")
-        print(TRAIN_HELP.format(modalities=_modalities(), groups=_groups(), example=example), end="")
+        print(usage.TRAIN.format(modalities=usage.modalities(), groups=usage.groups(), example=example), end="")
         return
     _warn_of_failures()
     words = _published(overrides.translate(_trusted(argv)))
@@ -202,17 +74,17 @@ def _train(argv: list[str]) -> None:
 
 
 def _sample(argv: list[str]) -> None:
-    _on_checkpoint(argv, "sample", SAMPLE_HELP, "sample")
+    _on_checkpoint(argv, "sample", usage.SAMPLE, "sample")
 
 
 def _tune(argv: list[str]) -> None:
     words = [f"sampler.{word}" if overrides.split(word)[1] == "steps" else word for word in argv]
-    _on_checkpoint(words, "tune", TUNE_HELP, "suffuse tune")
+    _on_checkpoint(words, "tune", usage.TUNE, "suffuse tune")
 
 
 def _on_checkpoint(argv: list[str], job: str, text: str, command: str) -> None:
-    if not argv or {"-h", "--help"} & set(argv):
-        print(text.format(groups=_groups(overrides.SAMPLE_GROUPS)), end="")
+    if _asks_help(argv):
+        print(text.format(groups=usage.groups(overrides.SAMPLE_GROUPS)), end="")
         return
     _warn_of_failures()
     words = overrides.translate(_trusted(argv))
@@ -255,8 +127,8 @@ def _published(words: list[str]) -> list[str]:
 
 
 def _encode(argv: list[str]) -> None:
-    if not argv or {"-h", "--help"} & set(argv):
-        print(ENCODE_HELP, end="")
+    if _asks_help(argv):
+        print(usage.ENCODE, end="")
         return
     _warn_of_failures()
     own, words = {"processes": "1", "shard": "1024"}, []
@@ -277,18 +149,10 @@ def _encode(argv: list[str]) -> None:
 
 
 def _ema(argv: list[str]) -> None:
-    if not argv or {"-h", "--help"} & set(argv):
-        print(EMA_HELP, end="")
+    if _asks_help(argv):
+        print(usage.EMA, end="")
         return
-    given: dict[str, str] = {}
-    for word in argv:
-        _, key, value = overrides.split(word)
-        if "=" not in word or key not in ("ckpt", "std", "out"):
-            raise ConfigError(f"unknown key {key!r}{suggest(key, ('ckpt', 'std', 'out'), listing='keys')}")
-        given[key] = value
-    for key, example in (("ckpt", "RUN_DIR_OR_FILE"), ("std", "0.1")):
-        if not given.get(key):
-            raise ConfigError(f"{key} is not set; give it as {key}={example}")
+    given = _given(argv, {"ckpt": "RUN_DIR_OR_FILE", "std": "0.1"}, "out")
     try:
         std = float(given["std"])
     except ValueError:
@@ -297,71 +161,58 @@ def _ema(argv: list[str]) -> None:
 
     from suffuse.posthoc import reconstruct
 
-    print(reconstruct(checkpoint, std, Path(given["out"]).expanduser() if given.get("out") else None))
+    print(reconstruct(checkpoint, std, _out(given)))
 
 
 def _consolidate(argv: list[str]) -> None:
-    if not argv or {"-h", "--help"} & set(argv):
-        print(CONSOLIDATE_HELP, end="")
+    if _asks_help(argv):
+        print(usage.CONSOLIDATE, end="")
         return
-    given: dict[str, str] = {}
-    for word in argv:
-        _, key, value = overrides.split(word)
-        if "=" not in word or key not in ("ckpt", "out"):
-            raise ConfigError(f"unknown key {key!r}{suggest(key, ('ckpt', 'out'), listing='keys')}")
-        given[key] = value
-    if not given.get("ckpt"):
-        raise ConfigError("ckpt is not set; give it as ckpt=RUN_DIR_OR_CHECKPOINT")
+    given = _given(argv, {"ckpt": "RUN_DIR_OR_CHECKPOINT"}, "out")
     checkpoint = find_checkpoint(given["ckpt"])
 
     from suffuse.sharded import consolidate
 
-    print(consolidate(checkpoint, Path(given["out"]).expanduser() if given.get("out") else None))
+    print(consolidate(checkpoint, _out(given)))
 
 
 def _export(argv: list[str]) -> None:
-    if not argv or {"-h", "--help"} & set(argv):
-        print(EXPORT_HELP, end="")
+    if _asks_help(argv):
+        print(usage.EXPORT, end="")
         return
-    keys = ("ckpt", "to", "out", "weights")
-    given: dict[str, str] = {}
+    given = _given(argv, {"ckpt": "RUN_DIR_OR_FILE", "to": "diffusers"}, "out", "weights")
+    checkpoint = find_checkpoint(given["ckpt"])
+
+    from suffuse.pretrained.export import export
+
+    print(export(checkpoint, given["to"], _out(given), given.get("weights", "ema")))
+
+
+def _asks_help(argv: Sequence[str]) -> bool:
+    """Return whether a command has no words, or ``--help`` among them."""
+    return not argv or bool({"-h", "--help"} & set(argv))
+
+
+def _given(argv: Sequence[str], needed: Mapping[str, str], *others: str) -> dict[str, str]:
+    """Return the values of the words of a small command: of each key of `needed`, whose values are examples, and more.
+
+    Raises:
+        ConfigError: For another key, or without one that is needed.
+    """
+    keys, given = (*needed, *others), dict[str, str]()
     for word in argv:
         _, key, value = overrides.split(word)
         if "=" not in word or key not in keys:
             raise ConfigError(f"unknown key {key!r}{suggest(key, keys, listing='keys')}")
         given[key] = value
-    for key, example in (("ckpt", "RUN_DIR_OR_FILE"), ("to", "diffusers")):
+    for key, example in needed.items():
         if not given.get(key):
             raise ConfigError(f"{key} is not set; give it as {key}={example}")
-    checkpoint = find_checkpoint(given["ckpt"])
-
-    from suffuse.pretrained.export import export
-
-    out = Path(given["out"]).expanduser() if given.get("out") else None
-    print(export(checkpoint, given["to"], out, given.get("weights", "ema")))
+    return given
 
 
-def find_checkpoint(where: str) -> Path:
-    """Return the checkpoint file of a run directory, or the file itself.
-
-    Raises:
-        CheckpointError: When there is none; names the nearest existing run.
-    """
-    path = Path(where).expanduser()
-    if _is_checkpoint(path):
-        return path
-    for candidate in (path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
-        if _is_checkpoint(candidate):
-            return candidate
-    if path.is_dir():
-        raise CheckpointError(f"ckpt={where}: no checkpoint there (looked for checkpoints/last.ckpt)")
-    runs = [str(last.parents[1]) for last in Path("outputs").glob("*/*/checkpoints/last.ckpt")]
-    raise CheckpointError(f"ckpt={where}: no such run directory or file{suggest(where, runs, listing='runs here')}")
-
-
-def _is_checkpoint(path: Path) -> bool:
-    """Return whether a path is a checkpoint: a file, or the folder of a sharded one."""
-    return path.is_file() or (path / "tree.pt").is_file()
+def _out(given: Mapping[str, str]) -> Path | None:
+    return Path(given["out"]).expanduser() if given.get("out") else None
 
 
 def train() -> None:
@@ -383,7 +234,7 @@ def _plugins(as_json: bool) -> int:
         ]
         print(json.dumps({"modalities": rows, "failures": [str(f) for f in found.failures]}, indent=2))
     else:
-        print(_modalities())
+        print(usage.modalities())
         for failure in found.failures:
             print(f"\n{failure}", file=sys.stderr)
             traceback.print_exception(failure.error)

@@ -17,6 +17,7 @@ from suffuse.data import Data
 from suffuse.denoiser import Denoiser, Preconditioned
 from suffuse.edit import Edit, Path
 from suffuse.errors import CheckpointError, ConfigError
+from suffuse.finding import find_checkpoint
 from suffuse.guidance import CFG, Guidance, Setting, Weaker
 from suffuse.noise import KeyedNoise
 from suffuse.objective import Loss, Objective
@@ -360,8 +361,6 @@ class AutoGuidance(Guidance):
         super().__post_init__()
         if self.ckpt is None:
             raise ConfigError("guidance.ckpt is not set; give the run directory or checkpoint of a weaker model")
-        from suffuse.cli import find_checkpoint
-
         weaker = Model.load(read(find_checkpoint(str(self.ckpt))), self.weights)
         object.__setattr__(self, "_weaker", weaker.requires_grad_(False))
 

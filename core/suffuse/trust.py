@@ -3,7 +3,8 @@
 A config says by ``_target_`` what is built, and that of a checkpoint was written by whoever trained it. It may name
 what is in suffuse and in the installed packages of modalities, and what their own YAML files name, such as
 ``torch.optim.AdamW``; nothing else is imported, let alone called. What a name leads to counts as well:
-``suffuse.encode.os.system`` is of the system, not of suffuse. ``trust=true`` lets a checkpoint of your own name the rest.
+``suffuse.encode.os.system`` is of the system, not of suffuse. ``trust=true`` lets a checkpoint of your own name the
+rest.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from suffuse.build import build
 from suffuse.checkpoint import read
 from suffuse.data import Data
 from suffuse.errors import CheckpointError, ConfigError
+from suffuse.finding import find_checkpoint
 from suffuse.model import Facts
 from suffuse.noise import KeyedNoise
 from suffuse.objective import Loss
@@ -121,8 +122,6 @@ def load(where: str, key: str = "decoder") -> SurfaceNet:
     Raises:
         CheckpointError: When there is none, or it is of something else.
     """
-    from suffuse.cli import find_checkpoint
-
     path = find_checkpoint(where)
     saved = read(path)
     record = saved["suffuse"]
