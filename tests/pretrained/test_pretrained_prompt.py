@@ -61,7 +61,8 @@ def test_weights_reach_the_sample_and_only_that_row(folder, ours):
     where, words = folder("sd"), ("sampler.steps=2", "guidance=cfg", "guidance.scale=3")
     plain = ours(where, *words, text="a red cat").state()
     both = ours(where, *words, text=["a red cat", "a (red:2) cat"]).state()
-    assert torch.equal(both[0], plain[0]) and (both[1] - plain[1]).abs().max() > 1e-3
+    # Two captions are read in one batch, whose sums some processors round otherwise than those of one.
+    assert torch.allclose(both[0], plain[0], atol=1e-4) and (both[1] - plain[1]).abs().max() > 1e-2
 
 
 def test_what_is_cut_is_said(folder, ours, caplog):
