@@ -57,7 +57,7 @@ def _unwrapped(error: SuffuseError) -> SuffuseError:
     kind, text = type(error), str(error)
     if not text.startswith("Caught ") or "Original Traceback" not in text:
         return error
-    return kind(text.rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2])
+    return kind(text.rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip())
 
 
 def _again(cfg: Mapping[str, Any]) -> str:
