@@ -55,12 +55,18 @@ def test_the_shell_block_runs(tmp_path: Path, command, local) -> None:
     (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: suffuse-dots\nVersion: 0.1.0\n")
     (meta / "entry_points.txt").write_text("[suffuse]\ndots = suffuse_dots.plugin\n")
     path = {"PYTHONPATH": str(package)}
-    result = command(*words[2], "trainer=cpu", "name=x", "num=4", "every.preview=20", "preview_num=5", **path)
-    assert result.returncode == 0, result.stderr
+    more = ["trainer=cpu", "name=x", "num=4", "every.preview=20", "preview_num=5"]
+    # One process for both commands: half of the time is that of a start.
+    code = (
+        "import sys, pytest; from suffuse.testing import command; from pathlib import Path\n"
+        f"done = command(Path(), *{[*words[2], *more]!r})\n"
+        "assert done.returncode == 0, done.stderr\n"
+        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {str(package / 'tests')!r}]))"
+    )
+    both = command("python", "-c", code, **path)
+    assert both.returncode == 0, both.stdout + both.stderr
     run = tmp_path / "outputs" / "dots" / "x"
     assert (run / "samples/final/00003.npy").is_file() and (run / "previews/step-000020.png").is_file()
-    tests = command("pytest", "-q", "-p", "no:cacheprovider", str(package / "tests"), **path)
-    assert tests.returncode == 0, tests.stdout
     # Switched off again, its checkpoint says what is missing.
     gone = local("sample", f"ckpt={run}")
     assert "trained with suffuse-dots 0.1.0, which is not installed" in gone.stderr

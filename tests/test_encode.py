@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,26 @@ import pytest
 from suffuse.errors import ConfigError
 
 
-def test_a_run_reads_what_was_encoded(local, tiny: list[str], tmp_path: Path) -> None:
+@pytest.fixture
+def children(forked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
+    """The processes that a command starts: copies of this one, which have loaded torch, in place of new ones."""
+    found = []
+
+    def started(command: list[str], env: dict[str, str], stdout: object) -> object:
+        assert command[:4] == [sys.executable, "-m", "suffuse", "encode"]
+        child = forked(tmp_path, *command[2:], **{name: env[name] for name in ("RANK", "WORLD_SIZE")})
+        child.terminate, child.wait = child.kill, lambda: child.communicate() and child.returncode
+        found.append(child)
+        return child
+
+    monkeypatch.setattr("suffuse.encode.subprocess.Popen", started)
+    return found
+
+
+def test_a_run_reads_what_was_encoded(local, children: list, tiny: list[str], tmp_path: Path) -> None:
     words = [*tiny, "name=run"]
     done = local("suffuse", "encode", *words, "processes=2", "shard=500")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and len(children) == 2, done.stderr
     (folder,) = (tmp_path / "outputs/image/cache").iterdir()
     assert json.loads((folder / "train/split.json").read_text()) == {"count": 1442, "shard": 500}
     assert sorted(path.name for path in (folder / "val").iterdir()) == [
@@ -36,10 +53,12 @@ def test_a_run_reads_what_was_encoded(local, tiny: list[str], tmp_path: Path) ->
     assert all(times[path] == time for path, time in again.items())
 
 
-def test_a_failure_of_a_process_is_the_commands(local, tmp_path: Path) -> None:
+def test_a_failure_of_a_process_is_the_commands(local, children: list, tmp_path: Path) -> None:
     words = ["modality=image", "data=image/folder", f"data.path={tmp_path / 'no'}"]
     done = local("suffuse", "encode", *words, "processes=2")
-    assert done.returncode == 1 and "no such folder" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "a process of encode failed" in done.stderr
+    said = "".join(child.log.read_text() for child in children)
+    assert len(children) == 2 and "no such folder" in said and "Traceback" not in said + done.stderr
     done = local("suffuse", "encode", "modality=image", "processes=0")
     assert done.returncode == 1 and "processes=0 must be a whole number of at least 1" in done.stderr
 

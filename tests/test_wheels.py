@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+BOTH = """
+import json, runpy, sys
+from hydra.core.global_hydra import GlobalHydra
+folder, commands = sys.argv[1:]
+for script, *words in json.loads(commands):
+    sys.argv = [f"{folder}/{script}", *words]
+    GlobalHydra.instance().clear()
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, (script, end.code)
+"""
+"""Runs console scripts one after another."""
 
 pytestmark = pytest.mark.skipif(shutil.which("uv") is None, reason="needs uv to build wheels")
 
@@ -78,20 +93,19 @@ def test_train_and_sample_from_anywhere(wheels: list[Path], tmp_path: Path, tiny
     elsewhere.mkdir()
     env = environment(PYTHONPATH=str(site))
 
-    def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(site / "bin" / script), *words], cwd=elsewhere, capture_output=True, text=True,
-            check=False, env=env,
-        )  # fmt: skip
+    def run(*words: str) -> str:
+        line = [sys.executable, *words]
+        done = subprocess.run(line, cwd=elsewhere, capture_output=True, text=True, check=False, env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
-    where = subprocess.run(
-        [sys.executable, "-c", "import suffuse, suffuse.plugins as p; print(suffuse.__file__, p.CONF)"],
-        cwd=elsewhere, capture_output=True, text=True, check=True, env=env,
-    ).stdout  # fmt: skip
+    where = run("-c", "import suffuse, suffuse.plugins as p; print(suffuse.__file__, p.CONF)")
     assert where.count(str(site)) == 2
-    trained = run("train", *tiny, "steps=2", "name=w")
-    assert trained.returncode == 0, trained.stderr
-    drawn = run("sample", "ckpt=outputs/image/w", "num=2", "out=drawn", "trainer=cpu")
-    assert drawn.returncode == 0, drawn.stderr
+    # Both scripts in one process: half of the time is that of a start.
+    commands = [
+        ["train", *tiny, "steps=2", "name=w"],
+        ["sample", "ckpt=outputs/image/w", "num=2", "out=drawn", "trainer=cpu"],
+    ]
+    run("-c", BOTH, str(site / "bin"), json.dumps(commands))
     names = sorted(path.name for path in (elsewhere / "drawn").iterdir())
     assert names == ["00000.png", "00001.png", "manifest.jsonl", "overview.png"]

@@ -265,7 +265,9 @@ class ModalityContract:
         """Return an untrained model for the data."""
         from suffuse.model import Facts, Model
 
-        return Model(cfg, Facts.measure(data, self.codec(cfg, data), limit=64, process=cfg["process"]))
+        codec = self.codec(cfg, data)
+        facts = self._once("facts", lambda: Facts.measure(data, codec, limit=64, process=cfg["process"]))
+        return Model(cfg, facts)
 
     def codec(self, cfg: dict[str, Any], data: Data) -> Any:
         """Return the codec for the data."""

@@ -149,8 +149,8 @@ def test_features():
     assert bad["agreement"] < 0.1 and bad["frechet"] == pytest.approx(good["frechet"])
     noise = metrics(torch.randn(40, 1, 8192), {"label": labels}, data)
     assert noise["frechet"] > 5 * good["frechet"] and 0.5 < good["frechet"] / good["frechet_real"] < 3
-    again = Features(train_steps=30)(xs, {"label": labels}, data)
-    assert again == good
+    one, two = (Features(train_steps=2)(xs, {"label": labels}, data) for _ in range(2))
+    assert one == two
     with pytest.raises(DataError, match="needs classes"):
         data.spec = Spec(about=ABOUT)
         Features()(xs, {}, data)
