@@ -23,6 +23,7 @@ from suffuse.ema import PostHoc
 from suffuse.errors import ConfigError
 from suffuse.failures import readable
 from suffuse.jobs.record import choices, names_of, provider, resolved, version
+from suffuse.mismatch import check_resumable
 from suffuse.model import Facts, fit_codec
 from suffuse.overrides import check_limits
 from suffuse.posthoc import FOLDER
@@ -33,6 +34,7 @@ from suffuse.task import Task
 from suffuse.training.background import Background
 from suffuse.training.callbacks import Checkpoints, Monitor, Previews, Stop, Validation
 from suffuse.training.distributed import requeue
+from suffuse.training.loggers import Wandb
 from suffuse.training.module import TrainingModule
 from suffuse.training.peers import Peers
 from suffuse.training.progress import Progress, duration, say
@@ -167,7 +169,10 @@ class _Training:
         )  # fmt: skip
         began = time.perf_counter()
         if resume:
-            say(f"continuing {resume} at step {files.read(resume)['suffuse']['step']}")
+            saved = files.read(resume)
+            check_resumable(saved, module.state_dict(), cfg, self.record["choices"], f"ckpt={resume}")
+            say(f"continuing {resume} at step {saved['suffuse']['step']}")
+            del saved
         trainer.fit(module, ckpt_path=resume, weights_only=True)
         self.seconds = time.perf_counter() - began
         self.module, self.trainer = module, trainer
@@ -217,6 +222,8 @@ class _Training:
         for logger in self.trainer.loggers:
             logger.log_metrics({f"final/{k}": v for k, v in figures.items() if k != "step"}, self.trainer.global_step)
             logger.finalize("success")
+            if isinstance(logger, Wandb):
+                logger.finish()
         timing = {"train_seconds": round(self.seconds, 1)}
         write_text(self.run_dir / "metrics.json", json.dumps(figures | {"timing": timing}, indent=2) + "\n")
         self._summary(figures, folder)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, WandbLogger
 
@@ -18,7 +19,10 @@ from suffuse.disk import named
 from suffuse.errors import ConfigError
 from suffuse.training.progress import is_first_rank, say
 
-__all__ = ["CSVLogger", "wandb_logger"]
+__all__ = ["CSVLogger", "Wandb", "wandb_logger"]
+
+PATIENCE = 30.0
+"""Seconds that a server of W&B is waited for, when a run starts and when it ends."""
 
 
 class CSVLogger(Logger):
@@ -92,10 +96,75 @@ class CSVLogger(Logger):
         temporary.replace(self.path)
 
 
+class Wandb(WandbLogger):
+    """W&B's logger, which a server that does not answer delays by `PATIENCE` seconds at most, at either end of a run.
+
+    What is logged is written to the run directory first and sent from there by a process of W&B's own, whose end is
+    not that of the run.
+    """
+
+    _stopped = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """W&B's run; an offline one where the server does not take one."""
+        import wandb
+
+        if self._experiment is not None:
+            return self._experiment
+        start: Any = WandbLogger.experiment.fget  # type: ignore[attr-defined]
+        try:
+            return start(self)
+        except wandb.errors.Error as error:
+            if self._wandb_init["mode"] != "online":
+                raise
+            text = " ".join(str(error).split())
+            say(f"W&B logs offline: the server takes no run ({text[:200]}); send the run later with `wandb sync`")
+        self._wandb_init["mode"] = "offline"
+        wandb.teardown()  # its process still holds the run that failed
+        return start(self)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Hand on figures and media, as long as somebody takes them."""
+        if self._stopped:
+            return
+        run = self.experiment
+        try:
+            super().log_metrics(metrics, step)
+        except Exception as error:  # of whatever broke between the two processes
+            self._stop(error, run)
+
+    def _stop(self, error: Exception, run: Any) -> None:
+        self._stopped, self._experiment = True, None
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        say(f"W&B has ended ({text}); the run goes on, metrics.csv is complete, and `wandb sync` sends {_folder(run)}")
+
+    @rank_zero_only
+    def finish(self) -> None:
+        """Send the rest; what the server does not take in time stays on the disk, and is said."""
+        run, self._experiment = self._experiment, None
+        if run is None:
+            return
+        try:
+            run.finish()
+        except Exception as error:
+            self._stop(error, run)
+        if getattr(run, "_finish_timed_out", False) and self._wandb_init["mode"] == "online":
+            say(f"W&B has not taken all within {PATIENCE:.0f} s; send the rest later with `wandb sync {_folder(run)}`")
+
+
+def _folder(run: Any) -> Path:
+    """Return where W&B keeps a run on this disk."""
+    found = Path(run.dir).parent
+    return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+
+
 def wandb_logger(
     run_dir: str, run_config: Mapping[str, Any], project: str = "suffuse", entity: str | None = None,
     group: str | None = None, tags: Sequence[str] = (), mode: str = "auto",
-) -> WandbLogger:  # fmt: skip
+) -> Wandb:  # fmt: skip
     """Return the W&B logger of a run directory; a resumed run continues the same W&B run.
 
     Arguments:
@@ -121,10 +190,13 @@ def wandb_logger(
     if not name.is_file() and is_first_rank():
         path.mkdir(parents=True, exist_ok=True)
         name.write_text(secrets.token_hex(4))
-    logger = WandbLogger(
+    settings: dict[str, Any] = {"console": "off", "silent": True, "init_timeout": PATIENCE}
+    if "finish_timeout" in wandb.Settings.model_fields:  # not in old versions, which wait for ever
+        settings["finish_timeout"] = PATIENCE
+    logger = Wandb(
         name=path.name, save_dir=str(path), id=name.read_text().strip() if name.is_file() else None, project=project,
         resume="allow", config=dict(run_config), entity=entity, group=group, tags=list(tags), mode=mode,
-        settings=wandb.Settings(console="off", silent=True),
+        settings=wandb.Settings(**settings),
     )  # fmt: skip
     logger._wandb_init.pop("anonymous", None)  # Lightning passes it on; W&B warns of it
     return logger
