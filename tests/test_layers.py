@@ -63,6 +63,7 @@ FLOORS = {
                 "sharded",
                 "parts",
                 "trust",
+                "mismatch",
                 "posthoc",
                 "model",
                 "autoencoder",

@@ -19,6 +19,7 @@ from suffuse.edit import Edit, Path
 from suffuse.errors import CheckpointError, ConfigError
 from suffuse.finding import find_checkpoint
 from suffuse.guidance import CFG, Guidance, Setting, Weaker
+from suffuse.mismatch import difference
 from suffuse.noise import KeyedNoise
 from suffuse.objective import Loss, Objective
 from suffuse.observation import Inpaint, sdedit
@@ -237,10 +238,10 @@ class Model(nn.Module):
         if saved["state_dict"] is None:  # a published model, whose network read its weights itself
             return model.eval()
         state = saved["state_dict"] if weights == "ema" else saved.get("current_model_state", saved["state_dict"])
-        try:
-            model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
-        except RuntimeError as error:
-            raise CheckpointError(f"the weights do not fit the checkpoint's own config: {error}") from error
+        weights = {key.removeprefix("model."): value for key, value in state.items()}
+        if apart := difference(weights, model.state_dict()):
+            raise CheckpointError(f"the weights do not fit the checkpoint's own config: {apart}")
+        model.load_state_dict(weights)
         return model.eval()
 
     def prepare(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
