@@ -18,7 +18,7 @@ import torch
 from suffuse.disk import is_full, named
 from suffuse.errors import CheckpointError
 
-__all__ = ["check_drawable", "check_installed", "is_autoencoder", "link", "newest", "read", "write"]
+__all__ = ["check_drawable", "check_installed", "in_order", "is_autoencoder", "link", "newest", "read", "write"]
 
 
 def write(checkpoint: dict[str, Any], path: Path, then: str = "continue with ckpt=auto") -> None:
@@ -86,8 +86,8 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # torch raises whatever the damage leads to
-        others = sorted(p.name for p in path.parent.glob("step-*.ckpt") if p != path)
-        hint = f"; try {others[-1]} beside it" if others else ""
+        others = [p for p in in_order(path.parent) if p != path]
+        hint = f"; try {others[-1].name} beside it" if others else ""
         raise CheckpointError(f"{path}: not a readable checkpoint ({type(error).__name__}){hint}") from error
     return _checked(saved, path)
 
@@ -96,6 +96,12 @@ def _checked(saved: Any, path: Path) -> dict[str, Any]:
     if not isinstance(saved, dict) or "suffuse" not in saved or "state_dict" not in saved:
         raise CheckpointError(f"{path}: not a checkpoint written by suffuse")
     return saved
+
+
+def in_order(folder: Path) -> list[Path]:
+    """Return the checkpoints of single steps, oldest first: by their step, whatever a clock said of them."""
+    found = [path for path in folder.glob("step-*.ckpt") if path.stem[5:].isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem[5:]))
 
 
 def newest(folder: Path) -> tuple[Path | None, list[Path]]:
@@ -107,7 +113,7 @@ def newest(folder: Path) -> tuple[Path | None, list[Path]]:
         CheckpointError: When there are checkpoints, and all of them are damaged.
     """
     damaged = []
-    for path in [folder / "last.ckpt", *sorted(folder.glob("step-*.ckpt"), reverse=True)]:
+    for path in [folder / "last.ckpt", *reversed(in_order(folder))]:
         if not path.exists():
             continue
         try:

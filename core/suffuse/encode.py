@@ -22,7 +22,7 @@ from suffuse.cache import SHARD, fill, key, part
 from suffuse.data import Data
 from suffuse.errors import ConfigError, SuffuseError
 from suffuse.model import fit_codec
-from suffuse.training.progress import Progress, duration, say
+from suffuse.training.progress import Progress, duration, per_second, say
 
 __all__ = ["encode", "launch"]
 
@@ -110,7 +110,7 @@ def _captions(cfg: Mapping[str, Any], data: Data) -> None:
     for first in range(0, len(texts), 64):
         conditioner.read(texts[first : first + 64])
         done = min(first + 64, len(texts))
-        progress.update(done, rate=done / max(time.perf_counter() - began, 1e-9))
+        progress.update(done, rate=per_second(done, began))
     names = ", ".join(str(store.folder) for store in stores if store is not None)
     say(f"features of captions in {names}")
 

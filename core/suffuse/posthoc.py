@@ -168,6 +168,7 @@ def _snapshots(path: Path, saved: dict[str, Any]) -> list[dict[str, Any]]:
             ) from error
         if fits and one["updates"] <= updates:
             found.append(one)
+    found.sort(key=lambda one: int(one["updates"]))
     if not found:
         raise CheckpointError(
             f"{path}: no snapshots in {folder} up to its step; they are written every ema.every={how['every']} steps, "

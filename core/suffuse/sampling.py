@@ -26,7 +26,7 @@ from suffuse.model import Model, Recipe
 from suffuse.parts import Parts
 from suffuse.rollout import Window
 from suffuse.text import captions_of
-from suffuse.training.progress import Progress, say
+from suffuse.training.progress import Progress, per_second, say
 
 __all__ = ["Sampling", "take", "write_samples"]
 
@@ -71,7 +71,7 @@ class Sampling:
             parts.append(_cpu(self.batch(chunk, raw)))
             done += len(chunk)
             if progress is not None:
-                progress.update(done, rate=done / (time.perf_counter() - began))
+                progress.update(done, rate=per_second(done, began))
         return _concatenate(parts)
 
     def run(self, trainer: Trainer, raw: Mapping[str, Tensor], batch: int, parts: Parts) -> Any:
@@ -174,7 +174,7 @@ class _Worker(LightningModule):
         self._done += len(index)
         if batch_idx in self._mine:
             self._parts.write(batch_idx, _cpu(self._sampling.batch(index.cpu(), self._raw)))
-            self._progress.update(self._done, rate=self._done / (time.perf_counter() - self._began))
+            self._progress.update(self._done, rate=per_second(self._done, self._began))
 
 
 def write_samples(out: Path, xs: Any, rows: Sequence[dict[str, Any]], preview: Any) -> None:

@@ -20,7 +20,7 @@ from suffuse.failures import readable
 from suffuse.jobs.record import names_of, resolved
 from suffuse.model import Model, Recipe
 from suffuse.rundir import tuned_folder, write_text
-from suffuse.training.progress import Progress, duration, say
+from suffuse.training.progress import Progress, duration, per_second, say
 from suffuse.training.trainer import quiet
 from suffuse.tuning import Stored
 from suffuse.tuning import tune as search
@@ -51,7 +51,7 @@ def tune(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     began = time.perf_counter()
 
     def show(done: int, total: int, error: float) -> None:
-        progress.update(done, rate=done / (time.perf_counter() - began), error=error)
+        progress.update(done, rate=per_second(done, began), error=error)
 
     with readable({"batch_size": plain["num"]}), torch.inference_mode():
         denoiser, cond = model.guided(recipe, raw, plain["num"])

@@ -113,7 +113,7 @@ class Monitor(StepCallback):
             return
         loss = module.take_loss()
         elapsed = max(time.perf_counter() - self._since, 1e-9)
-        rate, wait = self._samples / elapsed, self._waited / elapsed
+        rate, wait = self._samples / elapsed, min(max(self._waited / elapsed, 0.0), 1.0)
         figures = {
             "loss": loss,
             "lr": module.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
@@ -273,7 +273,7 @@ class Checkpoints(Checkpoint, StepCallback):
     def _publish(self, path: Path) -> None:
         """Name the newest, and remove what is not kept."""
         files.link(path, self.folder / "last.ckpt")
-        for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+        for old in files.in_order(self.folder)[: -self.keep]:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         for left in self.folder.glob(".step-*.ckpt.*"):  # of a sharded checkpoint that a killed run did not finish
             if left.is_dir():

@@ -7,7 +7,7 @@ import time
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-__all__ = ["Progress", "duration", "is_first_rank", "say"]
+__all__ = ["Progress", "duration", "is_first_rank", "per_second", "say"]
 
 
 def duration(seconds: float) -> str:
@@ -15,6 +15,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def per_second(done: float, began: float) -> float:
+    """Return how much is done per second since `began`, of ``time.perf_counter``; finite where that stood still."""
+    return done / max(time.perf_counter() - began, 1e-9)
 
 
 def is_first_rank() -> bool:
