@@ -14,6 +14,7 @@ from suffuse.nn import DiT, UNet
 from suffuse.nn.attention import Attention, rope, rotate
 from suffuse.nn.conv import shuffle, unshuffle
 from suffuse.nn.embed import Embedding, coordinates, fourier
+from suffuse.nn.refine import Refine
 from torch import Tensor, nn
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
@@ -23,8 +24,10 @@ SHAPES = {1: (3, 16), 2: (3, 8, 12), 3: (2, 4, 8, 4)}
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "unet": lambda shape, **more: seeded(UNet, shape, **(UNET | more)),
     "dit": lambda shape, **more: seeded(DiT, shape, **(DIT | more)),
+    "refined": lambda shape, **more: seeded(DiT, shape, **(DIT | {"refine": 8, "refine_depth": 2} | more)),
 }
 both = pytest.mark.parametrize("kind", BUILDERS)
+plain = pytest.mark.parametrize("kind", ["unet", "dit"])
 
 
 def seeded(network: type[nn.Module], *args: object, **options: object) -> nn.Module:
@@ -136,6 +139,43 @@ def test_noise_per_token_stays_with_its_token() -> None:
     assert changed.tolist() == [False, False, True, False]
 
 
+@pytest.mark.parametrize("axes", [1, 3])
+def test_convolutions_take_a_level_per_slice(axes: int) -> None:
+    """Of three axes a slice is refined by its own level alone; along one, its neighbours' are seen as well."""
+    shape = SHAPES[axes]
+    refine = awake(Refine(shape[0], axes, 8, 1)).eval()
+    x, noise, _ = inputs(shape)
+    torch.testing.assert_close(refine(x, x, noise[:, None].expand(-1, shape[1])), refine(x, x, noise))
+    torch.testing.assert_close(refine(x, x, noise[:, None].expand(-1, shape[1] // 2)), refine(x, x, noise))
+    level = torch.zeros(3, shape[1])
+    other = level.clone()
+    other[:, 1] = 2.0
+    changed = (refine(x, x, level) - refine(x, x, other)).abs().transpose(1, 2).flatten(2).amax((0, 2)) > 1e-6
+    assert changed.tolist() == [(i == 1 if axes == 3 else i <= 3) for i in range(shape[1])]
+    with pytest.raises(ConfigError, match="3 noise levels are not those of the state"):
+        refine(x, x, torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_convolutions_end_where_a_state_ends(axes: int) -> None:
+    shape = SHAPES[axes]
+    refine = awake(Refine(shape[0], axes, 8, 3)).eval()
+    rough, x, noise = torch.randn(3, *shape), *inputs(shape)[:2]
+    there = (torch.arange(shape[1]) < 5).expand(3, -1)
+    whole = refine(rough, x, noise, None, there)[:, :, :5]
+    torch.testing.assert_close(whole, refine(rough[:, :, :5], x[:, :, :5], noise), rtol=1e-4, atol=1e-5)
+    assert (refine(rough, x, noise)[:, :, :5] - whole).abs().max() > 1e-3
+
+
+def test_convolutions_reach_across_patches() -> None:
+    """A change in one patch reaches its neighbour's edge, even without attention between them."""
+    network = awake(BUILDERS["refined"]((1, 8), depth=1)).eval()
+    nn.init.zeros_(network.blocks[0].attention.out.weight)
+    x = torch.randn(2, 1, 8, requires_grad=True)
+    network(x, torch.zeros(2))[0, 0, 4].backward()
+    assert x.grad is not None and x.grad[0, 0, 3].abs() > 0 and x.grad[1].abs().max() == 0
+
+
 def test_rotary_products_depend_on_distance_alone() -> None:
     table = rope((4, 6), 16, torch.device("cpu"))
     q, k = torch.randn(16), torch.randn(16)
@@ -235,6 +275,8 @@ ERRORS = [
     (lambda: DiT((1, 8, 8), **DIT)(torch.zeros(1, 1, 8, 8), torch.zeros(1, 5)), "5 noise levels"),
     (lambda: DiT((1, 8, 8), patch=(2, 2, 2)), "model.patch"),
     (lambda: DiT((1, 8, 8), width=30, heads=4), "do not divide"),
+    (lambda: DiT((1, 8, 8), **DIT, refine=-1), "model.refine=-1 must be a whole number"),
+    (lambda: DiT((1, 8, 8), **DIT, refine=8, refine_depth=0), "model.refine_depth=0 must be"),
 ]
 
 
@@ -245,7 +287,7 @@ def test_errors_name_what_does_not_fit(make: Callable[[], object], text: str) ->
     assert "\n" not in str(caught.value)
 
 
-@both
+@plain
 def test_a_placed_network_knows_where_it_is(kind: str) -> None:
     """Every position of a constant state looks the same; what the condition says of each may differ all the same."""
     x, noise, cond = torch.zeros(3, 2, 16), torch.zeros(3), {"vector": torch.randn(3, 5)}
@@ -260,7 +302,7 @@ def test_a_placed_network_knows_where_it_is(kind: str) -> None:
         torch.testing.assert_close(same[:, :, 2], same[:, :, 6], atol=1e-5, rtol=1e-4)
 
 
-@both
+@plain
 def test_a_placed_network_takes_noise_per_token(kind: str) -> None:
     kinds = {"dit": {"width": 48}, "unet": {"factors": [(1, 2, 2)]}}[kind]
     network = awake(BUILDERS[kind](SHAPES[3], cond_dim=4, placed=16, **kinds)).eval()

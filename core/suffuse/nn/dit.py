@@ -23,6 +23,7 @@ from suffuse.nn.attention import Attention, CrossAttention, attended, rope
 from suffuse.nn.blocks import Gated, gated, moved
 from suffuse.nn.embed import Embedding, Placed, coordinates, resized, spatial
 from suffuse.nn.joint import JointBlock
+from suffuse.nn.refine import Refine
 from suffuse.state import State
 
 __all__ = ["DiT"]
@@ -108,6 +109,8 @@ class DiT(nn.Module):
             ``joint``: the tokens of the condition are tokens like the others, see `suffuse.nn.joint`.
         levels: Noise levels that a patch has: 1, or patch[0] when every slice of the first axis has its own.
         extra: Channels of a picture ``cond["image"]`` that is looked at beside the state; 0 for none.
+        refine: Channels of convolutions over the joined patches, see `suffuse.nn.refine`; 0 for none.
+        refine_depth: How many of them there are between the first and the last.
 
     Raises:
         ConfigError: For arguments that do not fit together; in `forward`, for sizes the patch does not divide.
@@ -117,7 +120,7 @@ class DiT(nn.Module):
         self, shape: Sequence[int] | Mapping[str, Sequence[int]], cond_dim: int = 0, patch: int | Sequence[int] = 2,
         width: int = 384, depth: int = 12, heads: int = 6, mlp_ratio: float = 4.0, dropout: float = 0.0,
         checkpointing: bool = False, self_condition: bool = False, context_dim: int = 0, placed: int = 0,
-        attention: str = "full", levels: int = 1, extra: int = 0,
+        attention: str = "full", levels: int = 1, extra: int = 0, refine: int = 0, refine_depth: int = 3,
     ) -> None:  # fmt: skip
         super().__init__()
         self.masked = False
@@ -159,6 +162,7 @@ class DiT(nn.Module):
         for layer in (self.modulate, self.leave):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.refine = Refine(self.channels, self.axes, refine, refine_depth, cond_dim) if refine else None
 
     def forward(
         self, x: State, noise: Tensor, cond: Mapping[str, Tensor] | None = None, previous: State | None = None
@@ -208,7 +212,8 @@ class DiT(nn.Module):
             else:
                 h = block(h, *given)
         scale, shift = self.modulate(embedded)[:, :, None].chunk(2, -1)
-        return self._join(self.leave(moved(self.norm(h), scale, shift)), sizes)
+        out = self._join(self.leave(moved(self.norm(h), scale, shift)), sizes)
+        return out if self.refine is None else out + self.refine(out, x, noise, cond, mask)
 
     def _joint(
         self, h: Tensor, embedded: Tensor, within: _Within, context: Tensor | None, mask: Tensor | None

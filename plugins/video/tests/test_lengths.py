@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from suffuse.errors import ConfigError
+from suffuse.nn import DiT
 from suffuse.testing import ModalityContract, command
 from suffuse_video import ragged
 from suffuse_video.codec import Pixels
 from suffuse_video.data import Shapes
 from suffuse_video.metrics import Attributes
 from suffuse_video.metrics.given import Given, compared
-from suffuse_video.nn import FoldedUNet, TubeDiT
+from suffuse_video.nn import FoldedUNet
 from suffuse_video.preview import Filmstrip
 from suffuse_video.ragged import Spans
 
@@ -74,7 +75,7 @@ def test_clips_are_lengthened_for_a_codec_of_whole_groups():
 def test_tubes_do_not_see_padding():
     torch.manual_seed(0)
     shape = {"x": (3, 8, 8, 8), "mask": (8,), "length": ()}
-    net = TubeDiT(shape, patch=[4, 4, 4], levels=4, width=32, depth=2, heads=2, placed=8)
+    net = DiT(shape, patch=[4, 4, 4], levels=4, width=32, depth=2, heads=2, placed=8, refine=16)
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.1)
     mask = torch.arange(16) < torch.tensor([16, 6])[:, None]

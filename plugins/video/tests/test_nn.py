@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from suffuse.errors import ConfigError
-from suffuse_video.nn import FoldedUNet, TubeDiT
+from suffuse.nn import DiT
+from suffuse_video.nn import FoldedUNet
 from torch import Tensor, nn
 
 SHAPE = (3, 4, 8, 8)
@@ -22,7 +23,7 @@ def awake(network: nn.Module) -> nn.Module:
 def tubes(**more: object) -> nn.Module:
     torch.manual_seed(0)
     how = {"patch": (4, 4, 4), "levels": 4, "width": 48, "depth": 2, "heads": 2, "refine": 8, "placed": 16}
-    return TubeDiT(SHAPE, **(how | more))
+    return DiT(SHAPE, **(how | more))
 
 
 def folded(**more: object) -> nn.Module:
@@ -62,7 +63,7 @@ def test_convolutions_see_across_tubes():
     """A change in one tube reaches its neighbour's edge, even without attention between them."""
     network = awake(tubes(depth=1)).eval()
     with torch.no_grad():
-        network.network.blocks[0].attention.out.weight.zero_()
+        network.blocks[0].attention.out.weight.zero_()
     x = clip().requires_grad_()
     network(x, torch.zeros(2))[0, 0, 0, 0, 4].backward()
     assert x.grad[0, :, 0, :, 3].abs().max() > 0  # the tube to its left
@@ -80,8 +81,7 @@ def test_other_lengths():
 
 @pytest.mark.parametrize(
     ("make", "said"),
-    [(lambda: TubeDiT((3, 8, 8)), "is no clip"), (lambda: FoldedUNet((3, 8)), "is no clip"),
-     (lambda: tubes(refine=0), "model.refine=0"), (lambda: tubes(levels=3), "model.levels=3")],
+    [(lambda: FoldedUNet((3, 8)), "is no clip"), (lambda: tubes(levels=3), "model.levels=3")],
 )  # fmt: skip
 def test_bad_arguments(make, said):
     with pytest.raises(ConfigError, match=said):
