@@ -13,6 +13,7 @@ from suffuse.captions import Captions
 from suffuse.codec import Identity
 from suffuse.data import Data, Spec
 from suffuse.errors import ConfigError, DataError
+from suffuse.state import leaves
 from suffuse.text import captions_of
 from torch import Tensor
 
@@ -59,6 +60,25 @@ def test_what_is_read_is_what_would_have_been_encoded(tmp_path: Path) -> None:
     assert not hasattr(through, "like")
 
 
+def test_named_fields_are_kept_as_they_are(tmp_path: Path) -> None:
+    class Fields(_Codec):
+        def encode(self, x: Tensor) -> Any:
+            length = (x[:, 0, 0] > 0).long() + 4
+            inner = {"half": x.half(), "length": length}
+            return {"x": super().encode(x), "mask": torch.arange(5) < length[:, None], "inner": inner}
+
+    data, codec = _Data(), Fields(scale=2.0)
+    found, through = cached(data, codec, tmp_path, shard=64)
+    assert len(list((tmp_path / "train").glob("states-00001.*.npy"))) == 4
+    for plain, read in ((data.train_loader(3), found.train_loader(3)), (data.val_loader(), found.val_loader())):
+        for a, b, _ in zip(plain, read, range(4), strict=False):
+            wanted, got = codec.encode(a["x"]), through.encode(b["x"])
+            assert list(got) == ["x", "mask", "inner"] and list(got["inner"]) == ["half", "length"]
+            for x, y in zip(leaves(wanted), leaves(got), strict=True):
+                assert torch.equal(x, y) and (x.dtype == y.dtype or y.dtype == torch.float32)
+    assert found.train[7]["x"]["mask"].dtype == torch.bool and found.train[7]["x"]["inner"]["half"].shape == (2, 5)
+
+
 def test_a_full_folder_is_not_filled_again(tmp_path: Path) -> None:
     cached(_Data(), _Codec(), tmp_path)
     again = _Codec()
@@ -76,9 +96,9 @@ def test_an_interrupted_filling_goes_on(tmp_path: Path) -> None:
     again = _Codec()
     found, _ = cached(data, again, tmp_path, shard=32)
     assert again.calls == 150 - 128 + 20
-    assert torch.equal(torch.from_numpy(np.concatenate(found.train.states)), data.train.x)  # type: ignore[attr-defined]
+    assert torch.equal(torch.from_numpy(np.concatenate(found.train.states[""])), data.train.x)  # type: ignore[attr-defined]
     assert found.train[140]["index"] == 240 and found.train[5]["cond"]["label"] == 2
-    assert all(isinstance(part, np.memmap) for part in found.train.states)  # type: ignore[attr-defined]
+    assert all(isinstance(part, np.memmap) for part in found.train.states[""])  # type: ignore[attr-defined]
 
 
 def test_processes_share_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,12 +138,13 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="augmented anew in every epoch"):
         cached(data, _Codec(), tmp_path)
 
-    class Fields(_Codec):
+    class Ragged(_Codec):
         def encode(self, x: Tensor) -> Any:
-            return {"a": x}
+            self.calls += 1
+            return {"a": x[:, :, : 3 + self.calls % 2]}
 
-    with pytest.raises(ConfigError, match="have named fields"):
-        cached(_Data(), Fields(), tmp_path / "f")
+    with pytest.raises(ConfigError, match=r"states of this codec are \(2, 3\) in some batches and \(2, 4\) in others"):
+        cached(_Data(), Ragged(), tmp_path / "f")
     data = _Data()
     data.train.x[70] = float("nan")  # type: ignore[attr-defined]
     with pytest.raises(DataError, match="in the states of items 64 to 127"):

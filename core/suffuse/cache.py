@@ -1,9 +1,10 @@
 """Cache: the states of all items on disk, encoded once, so that training with a costly codec reads arrays alone.
 
 A folder per data and codec, named by a hash of what decides its content: ``train`` and ``val``, each of shards. A shard
-is an array of states that is read through memory and a file of conditions; it appears whole, under its own name, when
-all its items are encoded. So several processes, of one machine or of many with a common disk, each make shards of their
-own, an encoding that was interrupted goes on where it stopped, and a split is used by a run only when it is whole.
+is an array of states that is read through memory, of named fields one each, and a file of conditions; it appears whole,
+under its own name, when all its items are encoded. So several processes, of one machine or of many with a common disk,
+each make shards of their own, an encoding that was interrupted goes on where it stopped, and a split is used by a run
+only when it is whole.
 
 Captions that differ from epoch to epoch are no part of it: which one a step sees is chosen anew (`suffuse.captions`).
 """
@@ -26,7 +27,8 @@ from torch.utils.data import Dataset
 from suffuse.captions import Captions
 from suffuse.data import Data
 from suffuse.errors import ConfigError, DataError
-from suffuse.training.progress import Progress, say
+from suffuse.state import State, map_state
+from suffuse.training.progress import Progress, per_second, say
 
 __all__ = ["SHARD", "Cached", "Precomputed", "cached", "fill", "key", "part"]
 
@@ -46,8 +48,11 @@ class _Rows(Dataset[Any]):
         about = json.loads((folder / "split.json").read_text())
         self.count, self.shard = int(about["count"]), int(about["shard"])
         numbers = range(-(-self.count // self.shard))
-        self.states = [np.load(_names(folder, n)[0], mmap_mode="r") for n in numbers]
-        kept = [torch.load(_names(folder, n)[1], weights_only=True) for n in numbers]
+        kept = [torch.load(_items(folder, n), weights_only=True) for n in numbers]
+        fields = kept[0].get("fields", [""])
+        self.states = {name: [np.load(_states(folder, n, name), mmap_mode="r") for n in numbers] for name in fields}
+        for parts in self.states.values():
+            _check_shapes(parts)
         self.cond = {name: torch.cat([k["cond"][name] for k in kept]) for name in kept[0]["cond"]}
         self.index = torch.cat([k["index"] for k in kept])
         self.texts = texts
@@ -59,13 +64,19 @@ class _Rows(Dataset[Any]):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         whole = self.batch([key])
         cond = {name: value[0] for name, value in whole["cond"].items()}
-        return {"x": whole["x"][0], "cond": cond, "index": int(whole["index"][0])}
+        x = map_state(lambda field: field[0], whole["x"])
+        return {"x": x, "cond": cond, "index": int(whole["index"][0])}
 
     def batch(self, keys: Sequence[Any]) -> dict[str, Any]:
         """Return the items of `keys`, indices or pairs (epoch, index), collated."""
         places = [k if isinstance(k, int) else k[1] for k in keys]
         rows = torch.tensor(places)
-        x = torch.from_numpy(np.stack([self.states[i // self.shard][i % self.shard] for i in places]))
+        x = _nested(
+            {
+                name: torch.from_numpy(np.stack([parts[i // self.shard][i % self.shard] for i in places]))
+                for name, parts in self.states.items()
+            }
+        )
         cond = {name: value[rows] for name, value in self.cond.items()}
         if self.texts is not None:
             cond["text"] = self.texts.batch(keys)
@@ -98,7 +109,7 @@ class Precomputed:
     def __init__(self, codec: Any) -> None:
         self._codec = codec
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: State) -> State:
         """Return x."""
         return x
 
@@ -111,12 +122,12 @@ def cached(data: Data, codec: Any, folder: Path, shard: int = SHARD) -> tuple[Ca
 
     Arguments:
         data: Set up; its items may not change from epoch to epoch, but for which of their captions they have.
-        codec: Encodes a batch to one tensor.
+        codec: Encodes a batch to states of one shape, whatever the batch.
         folder: See `key`.
         shard: Items of a shard.
 
     Raises:
-        ConfigError: For data that is augmented, or a codec whose states have named fields.
+        ConfigError: For data that is augmented, or states of several shapes.
         DataError: When the codec returns NaN or infinite values.
     """
     fill(data, codec, folder, shard)
@@ -138,7 +149,7 @@ def fill(data: Data, codec: Any, folder: Path, shard: int = SHARD) -> None:
             continue
         _fill(split, codec, where, f"cache: {name}", shard)
         numbers = range(-(-len(split) // shard))
-        while not all(_names(where, number)[1].is_file() for number in numbers):
+        while not all(_items(where, number).is_file() for number in numbers):
             time.sleep(0.5)
         if part()[0] == 0:
             temporary = where / ".split.json.tmp"
@@ -174,9 +185,30 @@ def key(cfg: Mapping[str, Any], data: Data, codec: Any) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
-def _names(folder: Path, number: int) -> tuple[Path, Path]:
-    """Return the files of a shard: its states, and its conditions, which come last and say that it is whole."""
-    return folder / f"states-{number:05d}.npy", folder / f"items-{number:05d}.pt"
+def _states(folder: Path, number: int, name: str) -> Path:
+    """Return the file of the states of a shard, or of one of their fields."""
+    return folder / f"states-{number:05d}{name and '.'}{name}.npy"
+
+
+def _items(folder: Path, number: int) -> Path:
+    """Return the file of the conditions of a shard, which comes last and says that it is whole."""
+    return folder / f"items-{number:05d}.pt"
+
+
+def _flat(state: Any, name: str = "") -> dict[str, Tensor]:
+    """Return the fields of a state by name; one tensor has none, those of fields in fields are joined by dots."""
+    if not isinstance(state, Mapping):
+        return {name: state}
+    return {key: leaf for k, part in state.items() for key, leaf in _flat(part, f"{name}{name and '.'}{k}").items()}
+
+
+def _nested(fields: Mapping[str, Tensor]) -> Any:
+    """Return the state of `_flat` fields."""
+    if "" in fields:
+        return fields[""]
+    names = dict.fromkeys(name.partition(".")[0] for name in fields)
+    parts = {n: {k.partition(".")[2]: leaf for k, leaf in fields.items() if k.partition(".")[0] == n} for n in names}
+    return {name: _nested(part) for name, part in parts.items()}
 
 
 def _fill(dataset: Any, codec: Any, folder: Path, what: str, shard: int, batch: int = 64) -> None:
@@ -184,7 +216,7 @@ def _fill(dataset: Any, codec: Any, folder: Path, what: str, shard: int, batch: 
     folder.mkdir(parents=True, exist_ok=True)
     count, began, done = len(dataset), time.perf_counter(), 0
     rank, world = part()
-    mine = [n for n in range(rank, -(-count // shard), world) if not _names(folder, n)[1].is_file()]
+    mine = [n for n in range(rank, -(-count // shard), world) if not _items(folder, n).is_file()]
     if not mine:
         return
     say(f"{what}, {count:,} items in {folder}")
@@ -192,7 +224,8 @@ def _fill(dataset: Any, codec: Any, folder: Path, what: str, shard: int, batch: 
     texts = getattr(dataset, "texts", None)
     for number in mine:
         rows = range(number * shard, min((number + 1) * shard, count))
-        states, conds, index = [], [], []
+        states: list[dict[str, Any]] = []
+        conds, index = [], []
         for first in range(rows.start, rows.stop, batch):
             some = range(first, min(first + batch, rows.stop))
             items = [dataset[i] for i in some]
@@ -200,30 +233,51 @@ def _fill(dataset: Any, codec: Any, folder: Path, what: str, shard: int, batch: 
             conds += [{k: v for k, v in item["cond"].items() if k != "text" or texts is None} for item in items]
             index += [int(item["index"]) for item in items]
             done += len(items)
-            progress.update(done, rate=done / max(time.perf_counter() - began, 1e-9))
-        _write(folder, number, np.concatenate(states), conds, index)
+            progress.update(done, rate=per_second(done, began))
+        _write(folder, number, _joined(states), conds, index)
 
 
-def _encoded(codec: Any, x: Any, rows: range) -> np.ndarray[Any, Any]:
+def _joined(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the fields of several batches of states one after another."""
+    for name in states[0]:
+        _check_shapes([part[name] for part in states])
+    return {name: np.concatenate([part[name] for part in states]) for name in states[0]}
+
+
+def _check_shapes(parts: Sequence[Any]) -> None:
+    """Raise `ConfigError` where states of some batches have another shape than those of others."""
+    shapes = sorted({part.shape[1:] for part in parts})
+    if len(shapes) > 1:
+        raise ConfigError(
+            f"cache=true: states of this codec are {shapes[0]} in some batches and {shapes[-1]} in others, which "
+            "is not kept; leave cache=false"
+        )
+
+
+def _encoded(codec: Any, x: Any, rows: range) -> dict[str, Any]:
+    """Return the fields of the states of a batch, by name; see `_flat`."""
     device = getattr(codec, "device", None)
     if device is not None:
         x = torch.utils._pytree.tree_map(lambda leaf: leaf.to(device), x)
     with torch.no_grad():
-        z = codec.encode(x)
-    if not isinstance(z, Tensor):
-        raise ConfigError("cache=true: the states of this codec have named fields; leave cache=false")
-    if not torch.isfinite(z).all():
+        fields = _flat(codec.encode(x))
+    if not all(torch.isfinite(leaf).all() for leaf in fields.values()):
         raise DataError(f"cache: NaN or infinite values in the states of items {rows.start} to {rows.stop - 1}")
-    return np.asarray(z.float().cpu().numpy())
+    plain = {name: leaf.float() if leaf.is_floating_point() else leaf for name, leaf in fields.items()}
+    return {name: leaf.cpu().numpy() for name, leaf in plain.items()}
 
 
-def _write(folder: Path, number: int, states: Any, conds: list[dict[str, Any]], index: list[int]) -> None:
+def _write(
+    folder: Path, number: int, states: dict[str, Any], conds: list[dict[str, Any]], index: list[int]
+) -> None:  # fmt: skip
     """Write a shard, each file under a temporary name first."""
-    names = _names(folder, number)
-    own = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in names]
-    with own[0].open("wb") as file:
-        np.save(file, states)
     cond = torch.utils.data.default_collate(conds) if conds[0] else {}
-    torch.save({"cond": cond, "index": torch.tensor(index)}, own[1])
-    for temporary, path in zip(own, names, strict=True):
+    files = {_states(folder, number, name): array for name, array in states.items()}
+    for path, content in (files | {_items(folder, number): None}).items():
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            if content is not None:
+                np.save(file, content)
+            else:
+                torch.save({"cond": cond, "index": torch.tensor(index), "fields": list(states)}, file)
         temporary.replace(path)

@@ -238,10 +238,10 @@ class Model(nn.Module):
         if saved["state_dict"] is None:  # a published model, whose network read its weights itself
             return model.eval()
         state = saved["state_dict"] if weights == "ema" else saved.get("current_model_state", saved["state_dict"])
-        weights = {key.removeprefix("model."): value for key, value in state.items()}
-        if apart := difference(weights, model.state_dict()):
+        found = {key.removeprefix("model."): value for key, value in state.items()}
+        if apart := difference(found, model.state_dict()):
             raise CheckpointError(f"the weights do not fit the checkpoint's own config: {apart}")
-        model.load_state_dict(weights)
+        model.load_state_dict(found)
         return model.eval()
 
     def prepare(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:

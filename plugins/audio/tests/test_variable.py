@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 from suffuse.testing import ModalityContract, command
 
 TINY = ("data.count=96", "data.batch_size=16", "model.width=16", "conditioner.width=16")
@@ -79,3 +81,24 @@ def test_commands(tmp_path: Path):
         kept = [w for w in words if not w.startswith("model.")]
         done = command(tmp_path, "train", "modality=audio", *kept, bad, "name=bad")
         assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_run_from_the_cache_is_the_same_run(tmp_path: Path):
+    """States with their masks are read back as they were encoded: every loss and every weight is the same."""
+    words = [*TINY, "num=2", "trainer=cpu", "data.count=48", "sampler.steps=2", "metrics=none", "steps=3",
+             "experiment=audio/variable", "codec=audio/mdct", "objective=flow", "every.preview=0", "val_num=8",
+             "every.log=1", "optimizer.lr=1e-2", "lr_schedule=constant"]  # fmt: skip
+    losses, states = [], []
+    for name, more in (("plain", []), ("kept", ["cache=true"])):
+        done = command(tmp_path, "train", "modality=audio", *words, f"name={name}", *more)
+        assert done.returncode == 0, done.stderr
+        assert ("cache: train, 48 items" in done.stdout) == bool(more)
+        run = tmp_path / "outputs/audio" / name
+        with (run / "metrics.csv").open() as file:
+            losses.append([(row["loss"], row["grad_norm"], row["val/loss"]) for row in csv.DictReader(file)])
+        saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+        states.append(saved["state_dict"] | saved["current_model_state"])
+    assert losses[0] == losses[1] and len({loss for loss, *_ in losses[0]}) == 3
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    (folder,) = (tmp_path / "outputs/audio/cache").iterdir()
+    assert [p.name.split(".")[1] for p in sorted((folder / "train").glob("states-*"))] == ["length", "mask", "x"]
