@@ -1,10 +1,11 @@
-"""Molecules that are right."""
+"""Molecules that are right, and a small data set."""
 
 from __future__ import annotations
 
 import pytest
 from suffuse_molecules.embed import embed_smiles
 from suffuse_molecules.record import Record
+from suffuse_molecules.sets import Mini
 
 
 @pytest.fixture
@@ -17,3 +18,11 @@ def made():
         return found
 
     return make
+
+
+@pytest.fixture(scope="module")
+def data() -> Mini:
+    """Return molecules of four heavy atoms at most, with two conditions."""
+    made = Mini(heavy=4, conditions=["logp", "mw"], batch_size=8)
+    made.setup()
+    return made

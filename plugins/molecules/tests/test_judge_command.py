@@ -10,8 +10,9 @@ import sys
 
 import pytest
 from rdkit import Chem
-from suffuse.errors import ConfigError, DataError
+from suffuse.errors import ConfigError, DataError, SuffuseError
 from suffuse_molecules import command
+from suffuse_molecules.embed import embed_smiles
 from suffuse_molecules.record import to_mol
 
 
@@ -191,3 +192,51 @@ def test_judging_needs_no_torch(sdf, tmp_path):
     code = "import sys, suffuse_molecules.command as c; c.judge(sys.argv[1:]); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.sdf")], capture_output=True, check=True)
     assert rows(tmp_path)[0]["smiles"] == "CCO"
+
+
+def test_judge_command(tmp_path, capsys):
+    good = embed_smiles("CCO")
+    mol = to_mol(good)
+    Chem.SanitizeMol(mol)
+    text = Chem.MolToMolBlock(mol) + "$$$$\nbroken\n\n\n 9 9\n$$$$\n" + Chem.MolToMolBlock(mol) + "$$$$\n"
+    (tmp_path / "a.sdf").write_text(text)
+    (tmp_path / "train.smi").write_text("CCO\nCCN\n")
+    run(tmp_path / "a.sdf", "--reference", tmp_path / "train.smi", "--out", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "66.7 %" in printed and "all asked for" in printed
+    found = rows(tmp_path / "out")
+    assert [row["valid"] for row in found] == ["True", "False", "True"] and found[1]["reason"] == "broken record"
+    assert found[0]["in_train"] == "True" and found[2]["duplicate_of"] == "0"
+    assert (tmp_path / "out" / "overview.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_judge_of_smiles_has_no_geometry(tmp_path, capsys):
+    (tmp_path / "a.smi").write_text("CCO\nnope\nc1ccccc1\n")
+    run(tmp_path / "a.smi")
+    report = figures(tmp_path)
+    assert report["rates"]["valid"]["count"] == 2 and "plausible_geometry" not in report["rates"]
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["none.sdf"], "no such file"),
+        (["a.sdf", "b.sdf"], "one file"),
+        (["a.sdf", "--rulez", "x"], "did you mean '--rules'"),
+        (["a.sdf", "--rules", "strickt"], "did you mean 'strict'"),
+        (["a.sdf", "--strain", "many"], "not a whole number"),
+        (["a.sdf", "--out"], "needs a value"),
+    ],
+)
+def test_judge_mistakes(words, match):
+    with pytest.raises(SuffuseError, match=match):
+        run(*words)
+
+
+def test_judge_is_a_command_of_suffuse():
+    code = (
+        "import sys; sys.argv = ['suffuse', 'judge', '--help']; from suffuse.cli import main; main(); "
+        "assert 'rdkit' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "usage: suffuse judge FILE" in done.stdout

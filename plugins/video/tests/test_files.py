@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from suffuse_video.files import ClipError, Head, probe, read, suffixes, write_gif, write_mp4, write_png
+from suffuse_video.files import ClipError, probe, read, suffixes, write_mp4
 from suffuse_video.timeline import Wanted, chosen, fraction
 
 from .conftest import film, numbers
@@ -213,82 +213,6 @@ def test_pixels_that_are_not_square(tmp_path: Path):
     assert probe(path).size == (32, 64) and read(path).shape == (3, 1, 32, 64)
 
 
-# Pictures.
-
-
-def test_pictures_are_clips_of_one_frame(tmp_path: Path):
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    for end in ("png", "bmp", "tiff"):
-        Image.fromarray(pixels).save(tmp_path / f"a.{end}")
-        assert probe(tmp_path / f"a.{end}") == Head(1, 0.0, 20, 30, 0.0) and probe(tmp_path / f"a.{end}").still
-        found = read(tmp_path / f"a.{end}")
-        assert np.array_equal((found[:, 0] * 255).round().numpy(), pixels.transpose(2, 0, 1))
-    assert torch.equal(read(tmp_path / "a.png", 3, fps=8), found.expand(3, 3, 20, 30))
-    with pytest.raises(ClipError, match="it has 1 frames, a clip needs 3"):
-        read(tmp_path / "a.png", 3, short="error")
-
-
-def test_picture_modes(tmp_path: Path):
-    clear = np.zeros((8, 8, 4), np.uint8)
-    clear[:4] = (200, 100, 50, 255)
-    Image.fromarray(clear).save(tmp_path / "clear.png")
-    for background, level in (("black", 0), ("white", 1)):
-        found = read(tmp_path / "clear.png", background=background)[:, 0]
-        assert torch.allclose(found[:, 0, 0] * 255, torch.tensor([200.0, 100, 50])) and (found[:, 6] == level).all()
-    Image.fromarray(np.full((8, 8), 257 * 77, np.uint16)).save(tmp_path / "deep.png")
-    assert torch.allclose(read(tmp_path / "deep.png"), torch.tensor(77 / 255))
-    turned = Image.fromarray(np.zeros((8, 16, 3), np.uint8))
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    turned.save(tmp_path / "turned.jpg", exif=exif)
-    assert probe(tmp_path / "turned.jpg").size == (16, 8) and read(tmp_path / "turned.jpg").shape == (3, 1, 16, 8)
-
-
-@pytest.mark.parametrize("end", ["gif", "webp", "png"])
-def test_animations(tmp_path: Path, end: str):
-    pictures = [Image.fromarray(np.full((16, 20, 3), 20 * (1 + i), np.uint8)) for i in range(10)]
-    delays = [100] * 5 + [400] * 5
-    how = {"lossless": True} if end == "webp" else {}
-    path = tmp_path / f"a.{end}"
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=delays, **how)
-    assert probe(path) == Head(10, 4.0, 16, 20, 2.5)
-
-    def levels(clip: torch.Tensor) -> list[int]:
-        return [round(float(v) * 255 / 20) - 1 for v in clip.mean((0, 2, 3))]
-
-    assert levels(read(path)) == list(range(10)) and levels(read(path.read_bytes(), 3)) == [0, 1, 2]
-    assert levels(read(path, 6, fps=10, start=0.2)) == [2, 3, 4, 5, 5, 5]
-    assert levels(read(path, 4, fps=2.5, start=0.5)) == [5, 6, 7, 8]
-    assert levels(read(path, 3, start=0.35)) == [3, 4, 5] and levels(read(path, 3, fps=10, start=2.4)) == [9, 9, 9]
-    assert levels(read(path, 12, short="repeat"))[9:] == [9, 0, 1]
-
-
-def test_gif_of_pyav(tmp_path: Path):
-    path = film(tmp_path / "av.gif", 8, fps=10, first=5)
-    assert probe(path).fps == pytest.approx(10) and read(path, 2, 16).shape == (3, 2, 16, 16)
-
-
-def test_folders_of_pictures(tmp_path: Path):
-    for number in (1, 2, 3, 10, 11):
-        Image.fromarray(np.full((8, 10, 3), number, np.uint8)).save(tmp_path / f"frame_{number}.png")
-
-    def levels(clip: torch.Tensor) -> list[int]:
-        return [round(float(v) * 255) for v in clip.mean((0, 2, 3))]
-
-    assert probe(tmp_path) == Head(5, 0.0, 8, 10, 0.0) and probe(tmp_path).count(12) == 5
-    assert levels(read(tmp_path)) == levels(read(tmp_path, fps=24)) == [1, 2, 3, 10, 11]
-    assert levels(read(tmp_path, 3, fps=8, start=2 / 8)) == [3, 10, 11]
-    assert levels(read(tmp_path, 7, fps=8)) == [1, 2, 3, 10, 11, 11, 11]
-    assert levels(read(tmp_path, 7, fps=8, short="repeat")) == [1, 2, 3, 10, 11, 1, 2]
-    (tmp_path / "frame_3.png").write_bytes(b"no")
-    with pytest.raises(ClipError, match=r"frame_3\.png: it is no picture"):
-        read(tmp_path)
-    assert levels(read(tmp_path, 2)) == [1, 2]  # only what is needed is decoded
-    Image.fromarray(np.zeros((8, 10, 3), np.uint8)).save(tmp_path / "cover.png")
-    with pytest.raises(ClipError, match="a folder without numbered pictures"):
-        probe(tmp_path)
-
-
 # What cannot be read.
 
 
@@ -384,77 +308,6 @@ def test_wanted_times(short: str):
     # Behind the end of a file that is held there is nothing but its last frame.
     last = [2, Fraction(5, 2), 3] if short == "hold" else [0, Fraction(1, 2), 1]
     assert times == [1, Fraction(3, 2), *last]
-
-
-# What is written.
-
-
-def picture(frames: int = 6, height: int = 24, width: int = 32) -> torch.Tensor:
-    """Return a smooth clip whose colours move."""
-    t, y, x = torch.meshgrid(*(torch.linspace(0, 1, n) for n in (frames, height, width)), indexing="ij")
-    return torch.stack([(3 * x + 2 * t).sin(), (4 * y - t).cos(), (2 * x * y + 3 * t).sin()]) * 0.45 + 0.5
-
-
-def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float(-10 * (a - b).square().mean().log10())
-
-
-@pytest.mark.parametrize("fps", [8, 12.5, 29.97])
-def test_mp4_round_trip(tmp_path: Path, fps: float):
-    clip = picture()
-    path = write_mp4(clip, tmp_path / "a" / "clip.mp4", fps, title="a red square", comment="seed 3, last.ckpt")
-    head = probe(path)
-    assert (head.frames, head.height, head.width) == (6, 96, 128) and head.fps == pytest.approx(fps, rel=1e-4)
-    back = read(path, fps=fps)
-    assert psnr(back[..., 1::4, 1::4], clip) > 44 and psnr(back[..., 2::4, 2::4], clip) > 44
-    assert psnr(back[..., ::4, ::4], clip) > 38  # colours have half the resolution: at the edges they run
-    # No level is lost on the way: FFmpeg's own conversion makes everything darker by one of 255.
-    assert (back - clip.repeat_interleave(4, 2).repeat_interleave(4, 3)).mean((1, 2, 3)).abs().max() < 0.0012
-    with av.open(str(path)) as container:
-        assert container.metadata["title"] == "a red square" and container.metadata["comment"] == "seed 3, last.ckpt"
-        stream = container.streams.video[0]
-        assert stream.codec_context.pix_fmt == "yuv420p" and stream.codec_context.name in ("h264", "libx264")
-        assert stream.codec_context.colorspace == 1
-    assert [p.name for p in path.parent.iterdir()] == ["clip.mp4"]
-    again = write_mp4(clip, tmp_path / "b.mp4", fps, title="a red square", comment="seed 3, last.ckpt")
-    assert again.read_bytes() == path.read_bytes()
-
-
-def test_odd_sides_repeat_their_edge(tmp_path: Path):
-    clip = picture(3, 131, 137)
-    path = write_mp4(clip, tmp_path / "odd.mp4", 8)
-    back = read(path)
-    assert back.shape == (3, 3, 132, 138) and psnr(back[..., :131, :137], clip) > 38
-    assert (back[..., 131, :] - back[..., 130, :]).abs().max() < 0.06
-    assert read(write_mp4(clip[..., :3, :5], tmp_path / "tiny.mp4", 8, least=0)).shape[2:] == (4, 6)
-
-
-def test_mp4_of_what_is_no_number(tmp_path: Path):
-    clip = torch.full((3, 2, 16, 16), float("nan"))
-    clip[:, 1] = 7.0
-    back = read(write_mp4(clip, tmp_path / "nan.mp4", 8))
-    assert back[:, 0].max() < 0.02 and back[:, 1].min() > 0.98
-
-
-def test_gif_round_trip(tmp_path: Path):
-    clip = picture()
-    path = write_gif(clip, tmp_path / "clip.gif", 8, comment="a red square")
-    # 12.5 hundredths of a second are 12 and 13 in turns.
-    assert probe(path).frames == 6 and probe(path).seconds == pytest.approx(0.75, abs=0.011)
-    assert psnr(read(path)[..., ::4, ::4], clip) > 30
-    with Image.open(path) as image:
-        assert image.info["loop"] == 0 and image.info["comment"] == b"a red square" and image.size == (128, 96)
-    with Image.open(write_gif(clip, tmp_path / "once.gif", 8, loop=False)) as image:
-        assert "loop" not in image.info
-    few = torch.zeros(3, 4, 8, 8)
-    few[0, torch.arange(4), torch.arange(4)] = 1
-    assert torch.equal(read(write_gif(few, tmp_path / "few.gif", 10, least=0)), few)  # few colours are exact
-    assert probe(write_gif(few[:, :1], tmp_path / "one.gif", 10)).frames == 1
-
-
-def test_png(tmp_path: Path):
-    frame = (picture(1)[:, 0] * 255).round() / 255
-    assert torch.equal(read(write_png(frame, tmp_path / "a.png"))[:, 0], frame)
 
 
 def test_suffixes():
