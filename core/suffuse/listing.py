@@ -17,7 +17,7 @@ from typing import Any
 
 from suffuse.errors import DataError, suggest
 
-__all__ = ["Columns", "Record", "check_columns", "class_names", "held_out", "splits"]
+__all__ = ["Columns", "Record", "Source", "check_columns", "class_names", "held_out", "splits"]
 
 Splits = dict[str, list["Record"]]
 VAL = ("val", "validation", "valid", "test")
@@ -44,6 +44,23 @@ class Record:
     texts: tuple[str, ...] = ()
     rewritten: tuple[str, ...] = ()
     hint: Path | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is decoded to an item, and what is known of it.
+
+    Arguments:
+        source: A path, or the bytes of a file.
+        name: How it is called in messages.
+        label: Its class, -1 for none.
+        text: Its caption.
+    """
+
+    source: Path | bytes
+    name: str
+    label: int = -1
+    text: str = ""
 
 
 @dataclass(frozen=True)

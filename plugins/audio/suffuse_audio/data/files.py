@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from suffuse.damage import Tolerant, in_threads
+from suffuse.listing import Source
 from suffuse.text import encoded
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -24,24 +24,7 @@ from suffuse_audio.data.decode import Decoder, chance
 from suffuse_audio.files import Info, SoundError
 from suffuse_audio.ragged import item
 
-__all__ = ["FileSet", "Reader", "Sound"]
-
-
-@dataclass(frozen=True)
-class Sound:
-    """One sound and what is known of it.
-
-    Arguments:
-        source: Path, or the bytes of a file.
-        name: How it is called in messages.
-        label: Its class, -1 for none.
-        text: Its caption.
-    """
-
-    source: Path | bytes
-    name: str
-    label: int = -1
-    text: str = ""
+__all__ = ["FileSet", "Reader"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +56,7 @@ class Reader(Tolerant):
     mask: bool = False
 
     def read(
-        self, sounds: Sequence[Sound], seed: int, labels: bool, texts: bool, crop: bool, vary: bool = False
+        self, sounds: Sequence[Source], seed: int, labels: bool, texts: bool, crop: bool, vary: bool = False
     ) -> FileSet:
         """Return the data set of the sounds that can be read.
 
@@ -92,7 +75,7 @@ class Reader(Tolerant):
         heads = in_threads(lambda sound: self.tried(decoder.head, sound.source), sounds)
         keep = self.keeps(sum(2 * decoder.channels * h.seconds * decoder.rate for h in heads if isinstance(h, Info)))
 
-        def whole(sound: Sound) -> Tensor:
+        def whole(sound: Source) -> Tensor:
             return (decoder.whole(sound.source) * 32767).round().to(torch.int16)
 
         kept = in_threads(lambda sound: self.tried(whole, sound), sounds if keep else [])
@@ -127,7 +110,7 @@ class FileSet(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, reader: Reader, sounds: Sequence[Sound], seconds: Sequence[float], kept: Sequence[Tensor], seed: int,
+        self, reader: Reader, sounds: Sequence[Source], seconds: Sequence[float], kept: Sequence[Tensor], seed: int,
         labels: bool, texts: bool, crop: bool, vary: bool = False,
     ) -> None:  # fmt: skip
         self.reader, self.sounds, self.seconds, self.kept = reader, list(sounds), list(seconds), list(kept)

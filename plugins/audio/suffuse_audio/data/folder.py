@@ -14,11 +14,11 @@ from typing import Any
 
 from suffuse.data import Data, Spec
 from suffuse.errors import ConfigError, DataError, suggest
-from suffuse.listing import Record, class_names, held_out, splits
+from suffuse.listing import Record, Source, class_names, held_out, splits
 
 from suffuse_audio.data.augment import Augment
 from suffuse_audio.data.decode import Decoder
-from suffuse_audio.data.files import FileSet, Reader, Sound
+from suffuse_audio.data.files import FileSet, Reader
 from suffuse_audio.data.pattern import Pattern, chosen
 from suffuse_audio.files import suffixes
 from suffuse_audio.ragged import quantiles
@@ -118,7 +118,9 @@ class Folder(Data):
 
     def _read(self, records: list[Record], labels: tuple[str, ...], train: bool) -> FileSet:
         number = {name: i for i, name in enumerate(labels)}
-        sounds = [Sound(r.path, r.key, number.get(r.label, -1) if r.label is not None else -1, r.text) for r in records]
+        sounds = [
+            Source(r.path, r.key, number.get(r.label, -1) if r.label is not None else -1, r.text) for r in records
+        ]
         crop = self.crop and train
         return self.reader.read(sounds, self.seed, bool(labels), any(r.text for r in records), crop, vary=train)
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from suffuse.data import Data, Spec
 from suffuse.errors import ConfigError
+from suffuse.listing import Source
 from suffuse.tables import Part, columns, load, parts, stored
 
 from suffuse_audio.data.decode import Decoder
-from suffuse_audio.data.files import FileSet, Reader, Sound
+from suffuse_audio.data.files import FileSet, Reader
 from suffuse_audio.data.folder import facts
 
 __all__ = ["HuggingFace"]
@@ -79,5 +80,5 @@ class HuggingFace(Data):
             row = table[i]
             label = row[columns["label"]] if columns["label"] else None
             text = row[columns["text"]] if columns["text"] else None
-            sounds.append(Sound(stored(row[column]), f"row {i}", -1 if label is None else int(label), str(text or "")))
+            sounds.append(Source(stored(row[column]), f"row {i}", -1 if label is None else int(label), str(text or "")))
         return self.reader.read(sounds, self.seed, labels, bool(columns["text"]), crop)

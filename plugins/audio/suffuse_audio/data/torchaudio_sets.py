@@ -12,11 +12,11 @@ from typing import Any
 
 from suffuse.data import Data, Spec
 from suffuse.errors import ConfigError, DataError, suggest
-from suffuse.listing import Record, class_names, held_out
+from suffuse.listing import Record, Source, class_names, held_out
 
 from suffuse_audio import dsp
 from suffuse_audio.data.decode import Decoder
-from suffuse_audio.data.files import FileSet, Reader, Sound
+from suffuse_audio.data.files import FileSet, Reader
 from suffuse_audio.data.folder import facts
 
 __all__ = ["SETS", "TorchAudio"]
@@ -120,5 +120,5 @@ class TorchAudio(Data):
 
     def _read(self, pairs: list[tuple[Record, Path]], labels: tuple[str, ...], crop: bool) -> FileSet:
         number = {name: i for i, name in enumerate(labels)}
-        sounds = [Sound(p, r.key, number.get(r.label, -1) if r.label else -1, r.text) for r, p in pairs]
+        sounds = [Source(p, r.key, number.get(r.label, -1) if r.label else -1, r.text) for r, p in pairs]
         return self.reader.read(sounds, self.seed, bool(labels), any(r.text for r, _ in pairs), crop)

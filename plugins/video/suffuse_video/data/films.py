@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from suffuse.damage import Tolerant, in_threads
+from suffuse.listing import Source
 from suffuse.noise import mix
 from suffuse.text import encoded
 from torch import Tensor
@@ -23,24 +23,7 @@ from suffuse_video.data.decode import MIDDLE, Decoder, Shape
 from suffuse_video.files import ClipError, Head
 from suffuse_video.ragged import item
 
-__all__ = ["Film", "Films", "Reader"]
-
-
-@dataclass(frozen=True)
-class Film:
-    """One file and what is known of it.
-
-    Arguments:
-        source: A file, a folder of numbered pictures, or the bytes of a file.
-        name: How it is called in messages.
-        label: Its class, -1 for none.
-        text: Its caption.
-    """
-
-    source: Path | bytes
-    name: str
-    label: int = -1
-    text: str = ""
+__all__ = ["Films", "Reader"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +49,7 @@ class Reader(Tolerant):
     key: str = "data.path"
     mask: bool = False
 
-    def heads(self, films: Sequence[Film]) -> list[Head | None]:
+    def heads(self, films: Sequence[Source]) -> list[Head | None]:
         """Return what the heads of files say, None for those that cannot be read.
 
         Raises:
@@ -78,7 +61,7 @@ class Reader(Tolerant):
         return [head if isinstance(head, Head) else None for head in found]
 
     def read(
-        self, films: Sequence[Film], heads: Sequence[Head], shapes: Sequence[Shape], seed: int, *, labels: bool,
+        self, films: Sequence[Source], heads: Sequence[Head], shapes: Sequence[Shape], seed: int, *, labels: bool,
         texts: bool, crop: bool, flip: bool, total: int | None = None,
     ) -> Films:  # fmt: skip
         """Return the data set of files.
@@ -135,7 +118,7 @@ class Films(Dataset[dict[str, Any]]):
     """The decoded films, uint8 (3, n, H, W), or nothing to read them when asked."""
 
     def __init__(
-        self, reader: Reader, films: Sequence[Film], heads: Sequence[Head], shapes: Sequence[Shape], seed: int, *,
+        self, reader: Reader, films: Sequence[Source], heads: Sequence[Head], shapes: Sequence[Shape], seed: int, *,
         labels: bool = False, texts: bool = False, crop: bool = False, flip: bool = False,
     ) -> None:  # fmt: skip
         self.reader, self.films, self.heads, self.shapes = reader, list(films), list(heads), list(shapes)

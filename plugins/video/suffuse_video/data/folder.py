@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from suffuse.data import Data, Spec, spaced
 from suffuse.errors import ConfigError, DataError
-from suffuse.listing import Record, class_names, held_out, splits
+from suffuse.listing import Record, Source, class_names, held_out, splits
 from torch.utils.data import DataLoader
 
 from suffuse_video.data.buckets import BucketStream, assigned, automatic, grouped, listed, rows
 from suffuse_video.data.decode import Decoder, Shape, sides, whole
-from suffuse_video.data.films import Film, Films, Reader
+from suffuse_video.data.films import Films, Reader
 from suffuse_video.files import Head, suffixes
 from suffuse_video.stills import PICTURES, numbered
 
@@ -220,6 +220,6 @@ def facts(shape: Shape, fps: float, texts: Sequence[str]) -> dict[str, Any]:
     return about
 
 
-def _film(record: Record, labels: Sequence[str] = ()) -> Film:
+def _film(record: Record, labels: Sequence[str] = ()) -> Source:
     label = labels.index(record.label) if record.label in labels else -1
-    return Film(record.path, record.key, label, record.text)
+    return Source(record.path, record.key, label, record.text)
