@@ -57,8 +57,8 @@ def until() -> Callable[..., None]:
 class Campaign:
     """Runs that are killed at random moments and continued must end as one that was never stopped.
 
-    Half of the kills come within 50 ms of a checkpoint's end, which is while the next is written; the other half at any
-    moment between the start of the processes and their end.
+    Half of the kills come within 50 ms of a checkpoint's end, which is while the next is written; the others at any
+    moment from the start of the processes on.
 
     Arguments:
         begin: Starts all processes of a run in a folder, with further words.
@@ -79,27 +79,38 @@ class Campaign:
         said = [process.communicate()[0] for process in processes]
         assert all(process.returncode == 0 for process in processes), "\n".join(said)
 
-    def torn(self, folder: Path, kills: int, seed: int) -> None:
-        """Kill a run so many times, let it end, and compare."""
-        folder.mkdir()
-        moments, last = random.Random(seed), folder / LAST
-        for number in range(kills):
-            before = last.stat().st_ino if last.is_file() else 0
-            processes = self.begin(folder, "ckpt=auto")
-            if number % 2:
-                _pause(processes, moments.uniform(0, self.seconds))
-            else:
-                self.until(lambda before=before: last.is_file() and last.stat().st_ino != before, *processes)
-            for process in moments.sample(processes, len(processes)):
-                time.sleep(moments.uniform(0, 0.05))
-                process.kill()
-            for process in processes:
-                process.communicate()
-            self.killed += any(process.returncode == -signal.SIGKILL for process in processes)
-            if last.is_file():
-                checkpoint.read(last)  # whatever the moment, it is whole
-        self.end(folder, "ckpt=auto")
-        self.compare(folder)
+    def torn(self, folder: Path, kills: int, seed: int) -> int:
+        """Kill runs so many times, let each end, and compare; return how many runs that took."""
+        moments, runs = random.Random(seed), 0
+        while self.killed < kills:
+            runs += 1
+            run = folder / str(runs)
+            run.mkdir(parents=True)
+            while self.killed < kills and self._kill(run, moments):
+                self.killed += 1
+            self.end(run, "ckpt=auto")
+            self.compare(run)
+        return runs
+
+    def _kill(self, run: Path, moments: random.Random) -> bool:
+        """Start a run, or go on with it, and kill it; return whether it was still running."""
+        last = run / LAST
+        before = last.stat().st_ino if last.is_file() else 0
+        processes = self.begin(run, "ckpt=auto")
+        if self.killed % 2:
+            _pause(processes, moments.uniform(0, 0.6 * self.seconds))
+        else:
+            self.until(lambda: last.is_file() and last.stat().st_ino != before, *processes)
+        for process in moments.sample(processes, len(processes)):
+            time.sleep(moments.uniform(0, 0.05))
+            process.kill()
+        said = [process.communicate()[0] for process in processes]
+        if last.is_file():
+            checkpoint.read(last)  # whatever the moment, it is whole
+        if any(process.returncode == -signal.SIGKILL for process in processes):
+            return True
+        assert all(process.returncode == 0 for process in processes), "\n".join(said)
+        return False
 
     def compare(self, folder: Path) -> None:
         """Compare weights, averages, optimizer, losses and samples, bit for bit."""
