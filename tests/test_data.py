@@ -148,4 +148,3 @@ def test_buckets_go_on_with_another_number_of_ranks() -> None:
         assert epochs and all(len(set(epoch)) == size for epoch in epochs)
     with pytest.raises(ConfigError, match="this run began with 2"):
         BucketStream(bucket, batch, 3, past=past, rows=4)
-

@@ -28,8 +28,11 @@ def test_a_number_for_guidance_is_its_scale() -> None:
 
 SLIPS = [
     ("train", "sampler=heunn", "sampler=heunn: no such option; did you mean 'heun'?"),
-    ("train", "trainer=mainframe", "trainer=mainframe: no such option; options: auto, cpu, ddp, fsdp, gpu, slurm, "
-     "slurm_fsdp"),
+    (
+        "train",
+        "trainer=mainframe",
+        "trainer=mainframe: no such option; options: auto, cpu, ddp, fsdp, gpu, slurm, slurm_fsdp",
+    ),
     ("train", "sampler.stps=3", "unknown key 'sampler.stps'; did you mean 'sampler.steps'?"),
     ("train", "every.previw=3", "unknown key 'every.previw'; did you mean 'every.preview'?"),
     ("train", "sede=3", "unknown key 'sede'; did you mean 'seed'?"),
