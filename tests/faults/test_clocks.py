@@ -36,18 +36,14 @@ class Clock:
 
 
 @pytest.mark.parametrize(
-    ("clocks", "jumps", "still"),
-    [
-        (["time"], (-DAY, DAY), False),
-        # These two do not go back; they may leap over the sleep of a machine, and stand still where they are coarse.
-        (["time", "monotonic", "perf_counter"], (DAY,), False),
-        (["perf_counter"], (), True),
-    ],
+    ("clocks", "still"),
+    # The last two do not go back; they may leap over the sleep of a machine, and stand still where they are coarse.
+    [({"time": (-DAY, DAY), "monotonic": (DAY,), "perf_counter": (DAY,)}, False), ({"perf_counter": ()}, True)],
 )
 def test_a_run(
-    local, tiny: list[str], trained: Path, tmp_path: Path, monkeypatch, clocks: list[str], jumps: tuple, still: bool
+    local, tiny: list[str], trained: Path, tmp_path: Path, monkeypatch, clocks: dict[str, tuple], still: bool
 ) -> None:
-    for name in clocks:
+    for name, jumps in clocks.items():
         monkeypatch.setattr(time, name, Clock(getattr(time, name), jumps, still))
     done = local("train", *tiny, "name=tiny")
     monkeypatch.undo()

@@ -111,7 +111,8 @@ def test_no_rank_outlives_the_one_that_started_it(forked, of_two, until, tmp_pat
     ("kills", "seed"), [(1, 0), *(pytest.param(10, seed, marks=pytest.mark.slow) for seed in range(1, 11))]
 )
 def test_both_killed_at_random_moments(start, campaign, of_two, until, tmp_path: Path, kills: int, seed: int) -> None:
-    runs = campaign(lambda folder, *more: start(folder, 2, *of_two(*more)), tmp_path / "whole", until)
+    steps = f"steps={16 if kills > 1 else 8}"
+    runs = campaign(lambda folder, *more: start(folder, 2, *of_two(steps, *more)), tmp_path / "whole", until)
     needed = runs.torn(tmp_path / "torn", kills, seed)
     print(f"{runs.killed} kills of running jobs, {needed} runs, all ended as one that was never stopped")
     assert runs.killed == kills

@@ -24,7 +24,7 @@ def bad(monkeypatch) -> int:
     return 3
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_it_costs_its_own_update_alone(start, local, short, of_two, bad: int, tmp_path: Path, world: int) -> None:
     words = ["steps=5", "keep=9"]
     if world == 1:
