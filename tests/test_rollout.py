@@ -119,11 +119,12 @@ def test_windows_cover_all(length, size, overlap, wanted):
 
 
 def test_window_sizes():
-    assert Window().fitted(8, 32) == (8, 4) and Window(0).fitted(8, 32) == (32, 16)
+    assert Window().fitted(8, 32) == (8, 5) and Window(0).fitted(8, 32) == (32, 20)
     assert Window(16, 3).fitted(8, 32) == (16, 3)
     for bad in (Window(8, 8), Window(8, 0), Window(1)):
         with pytest.raises(ConfigError, match=r"window.overlap"):
             bad.fitted(8, 32)
+    assert [Window().fitted(size, 99) for size in (2, 4, 8, 9)] == [(2, 1), (4, 2), (8, 5), (9, 5)]
     for options in ({"size": -1}, {"overlap": 1.5}, {"size": True}):
         with pytest.raises(ConfigError, match=f"window.{next(iter(options))}="):
             Window(**options)

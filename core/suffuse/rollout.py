@@ -45,7 +45,8 @@ class Window:
 
     Arguments:
         size: Tokens that are drawn at a time; None for as many as the training data has, 0 for all at once.
-        overlap: Tokens of a window that the next one begins with; None for half of them.
+        overlap: Tokens of a window that the next one begins with; None for five eighths of them: fewer, and what moves
+            leaves its path from window to window.
 
     Raises:
         ConfigError: Unless 0 < overlap < size.
@@ -63,7 +64,7 @@ class Window:
     def fitted(self, trained: int, length: int) -> tuple[int, int]:
         """Return size and overlap for a sample of `length` tokens of a model that was trained on `trained`."""
         size = trained if self.size is None else self.size or length
-        overlap = size // 2 if self.overlap is None else self.overlap
+        overlap = size * 5 // 8 if self.overlap is None else self.overlap
         if length > size and not 0 < overlap < size:
             raise ConfigError(f"window.overlap={overlap} must be above 0 and below window.size={size}")
         return size, overlap

@@ -33,7 +33,7 @@ TIMBRES = {"sine": "sine wave", "square": "square wave", "sawtooth": "sawtooth w
 ENVELOPES = ("plucked", "sustained", "swelling")
 CHORDS = {"major": (0, 4, 7), "minor": (0, 3, 7), "diminished": (0, 3, 6)}
 ROOTS = NOTES[7:14]
-STARTS = {"up": ("C3", "E3", "G3", "C4"), "down": ("C5", "E5", "G5", "C6")}
+STARTS = {way: (*(f"{name}{octave}" for name in "CDEFGAB"), f"C{octave + 1}") for way, octave in (("up", 3), ("down", 5))}
 SPANS = {"one octave": 1, "two octaves": 2}
 DRUMS = ("kick drum", "snare drum", "hi-hat")
 BPM = (120, 180, 240, 360)
@@ -91,7 +91,7 @@ class Sound:
 def sounds() -> tuple[Sound, ...]:
     """Return every combination, ordered by kind."""
     found = [Sound("note", v) for v in itertools.product(ENVELOPES, TIMBRES, NOTES)]
-    found += [Sound("chord", v) for v in itertools.product(ENVELOPES[:2], CHORDS, ROOTS)]
+    found += [Sound("chord", v) for v in itertools.product(ENVELOPES, CHORDS, ROOTS)]
     for way, starts in STARTS.items():
         found += [Sound("slide", v) for v in itertools.product(("sine", "square", "sawtooth"), (way,), SPANS, starts)]
     found += [Sound("drum", v) for v in itertools.product(DRUMS, map(str, BPM), DYNAMICS)]
