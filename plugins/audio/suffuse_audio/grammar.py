@@ -33,7 +33,9 @@ TIMBRES = {"sine": "sine wave", "square": "square wave", "sawtooth": "sawtooth w
 ENVELOPES = ("plucked", "sustained", "swelling")
 CHORDS = {"major": (0, 4, 7), "minor": (0, 3, 7), "diminished": (0, 3, 6)}
 ROOTS = NOTES[7:14]
-STARTS = {way: (*(f"{name}{octave}" for name in "CDEFGAB"), f"C{octave + 1}") for way, octave in (("up", 3), ("down", 5))}
+STARTS = {
+    way: (*(f"{name}{octave}" for name in "CDEFGAB"), f"C{octave + 1}") for way, octave in (("up", 3), ("down", 5))
+}
 SPANS = {"one octave": 1, "two octaves": 2}
 DRUMS = ("kick drum", "snare drum", "hi-hat")
 BPM = (120, 180, 240, 360)
