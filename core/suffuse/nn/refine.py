@@ -84,12 +84,12 @@ class Refine(nn.Module):
         if seen.ndim == 4:  # a third faster on a CPU than with the channels first
             seen = seen.contiguous(memory_format=torch.channels_last)
         # Convolutions within a slice see no other one, so only those along the first axis must not see what is missing.
-        kept: Any = 1 if there is None or self.sliced else there[:, None].reshape(len(x), 1, -1, *[1] * (x.ndim - 3))
-        h = self.enter(seen * kept)
+        kept = None if there is None or self.sliced else there.reshape(len(x), 1, -1, *[1] * (x.ndim - 3))
+        h = self.enter(_cut(seen, kept))
         for modulate, inside in zip(self.modulate, self.inside, strict=True):
             scale, shift = self._spread(modulate(embedded), h).chunk(2, 1)
-            h = h + inside(nn.functional.silu(h * (1 + scale) + shift) * kept)
-        out: Tensor = self.leave(nn.functional.silu(h) * kept)
+            h = h + inside(_cut(nn.functional.silu(h * (1 + scale) + shift), kept))
+        out: Tensor = self.leave(_cut(nn.functional.silu(h), kept))
         return out.reshape(len(x), first, *out.shape[1:]).transpose(1, 2) if self.sliced else out
 
     @staticmethod
@@ -97,3 +97,8 @@ class Refine(nn.Module):
         """Return (B, C), or (B, T, C) with one row per slice of the first axis, so that it fits `like`."""
         values = values.transpose(1, 2) if values.ndim == 3 else values
         return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
+
+
+def _cut(x: Tensor, kept: Tensor | None) -> Tensor:
+    """Return x with zeros, as outside of it, where nothing is kept."""
+    return x if kept is None else x * kept
