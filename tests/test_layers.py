@@ -81,8 +81,8 @@ FLOORS = {
     for name in names
 }
 LIGHT = {
-    "errors", "hookspecs", "modality", "plugins", "overrides", "usage", "finding", "cli", "scaffold", "__init__",
-    "__main__",
+    "errors", "hookspecs", "modality", "plugins", "overrides", "usage", "finding", "cli", "scaffold", "signals",
+    "__init__", "__main__",
 }  # fmt: skip
 MATHS = [name for name, floor in FLOORS.items() if floor <= 2]
 FOREIGN = {

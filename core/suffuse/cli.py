@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from suffuse import overrides, usage
+from suffuse import overrides, signals, usage
 from suffuse.errors import ConfigError, SuffuseError, suggest
 from suffuse.finding import find_checkpoint
 from suffuse.modality import Command
@@ -67,6 +67,7 @@ def _train(argv: list[str]) -> None:
     _check_modalities(words)
     overrides.check(words, "train")
     sys.argv[1:] = words
+    signals.listen()
 
     from suffuse import app
 

@@ -33,7 +33,7 @@ from suffuse.state import leaves
 from suffuse.task import Task
 from suffuse.training.background import Background
 from suffuse.training.callbacks import Checkpoints, Monitor, Previews, Stop, Validation
-from suffuse.training.distributed import requeue
+from suffuse.training.distributed import start_again
 from suffuse.training.loggers import Wandb
 from suffuse.training.module import TrainingModule
 from suffuse.training.peers import Peers
@@ -177,7 +177,10 @@ class _Training:
         self.seconds = time.perf_counter() - began
         self.module, self.trainer = module, trainer
         if stop.signum is not None:
-            again = trainer.is_global_zero and stop.signum in stop.requeue and requeue()
+            for logger in trainer.loggers:
+                if isinstance(logger, Wandb):
+                    logger.finish()
+            again = stop.signum in stop.requeue and start_again(trainer)
             say(
                 f"stopped by signal {stop.signum} at step {trainer.global_step}, which is saved; SLURM starts it again"
                 if again

@@ -22,6 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from suffuse import checkpoint as files
+from suffuse import signals
 from suffuse.disk import named
 from suffuse.errors import ConfigError
 from suffuse.noise import KeyedNoise, mix
@@ -308,8 +309,9 @@ class Stop(StepCallback):
         self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen from the first step on."""
+        """Listen from the first step on; a signal that came before is answered after that one."""
         super().on_train_start(trainer, pl_module)
+        self.signum = signals.kept()
         for name in ("SIGTERM", "SIGINT", "SIGUSR1"):  # the last one is not everywhere
             if (signum := getattr(signal, name, None)) is None:
                 continue

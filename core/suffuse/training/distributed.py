@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 from typing import Any
 
@@ -14,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from suffuse.errors import ConfigError
 from suffuse.training.progress import say
 
-__all__ = ["answer_signals", "ddp", "requeue"]
+__all__ = ["answer_signals", "ddp", "requeue", "start_again"]
 
 
 def ddp(static_graph: bool = True, gradients: str | None = None, accumulate: int = 1) -> DDPStrategy:
@@ -49,14 +51,43 @@ def answer_signals(trainer: Trainer) -> None:
         environment.auto_requeue = False
 
 
+def start_again(trainer: Trainer) -> bool:
+    """Let the first rank call `requeue`; return on that rank what it does.
+
+    SLURM ends a job that it is to start again, and may end all ranks once one has ended. So they wait for the first
+    one, and end by themselves.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    trainer.strategy.barrier("before")
+    again = trainer.is_global_zero and requeue()
+    trainer.strategy.barrier("after")
+    return again
+
+
 def requeue() -> bool:
-    """Ask SLURM to start this job again, with the same command; return whether it did."""
+    """Have SLURM start this job again, with the same command; return whether it will.
+
+    SLURM's signals do not say why they come. A job that SLURM is already starting again is not asked for once more, and
+    one that was cancelled is not asked for at all.
+    """
     job = os.environ.get("SLURM_JOB_ID")
     if os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     if job is None or shutil.which("scontrol") is None:
         return False
+    known = _known(job)
+    if int(known.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        return True  # after `scontrol requeue`, or where another job takes the nodes
+    ending = known.get("JobState") in ("COMPLETING", "CANCELLED")
+    if ending and known.get("Reason") != "TimeLimit":
+        return False  # after `scancel`
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     if done.returncode:
         say(f"scontrol requeue {job} failed: {' '.join(done.stderr.split())}")
     return done.returncode == 0
+
+
+def _known(job: str) -> dict[str, str]:
+    """Return what SLURM says of a job; nothing where it does not answer."""
+    said = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True, check=False)
+    return dict(re.findall(r"(JobState|Reason|Restarts)=(\w+)", said.stdout))

@@ -5,7 +5,8 @@ before all ranks have met nobody is listening. A connection does, whoever starte
 process ends, however that happens. Processes that this one started, or that started this one, are looked at directly.
 
 What a rank that has lost another raises is turned into one line; one that hangs is ended after `GRACE` seconds. The
-first rank speaks, and where it is the one that was lost, the second.
+first rank speaks, and where it is the one that was lost, the second. A network that is gone says nothing: the system
+asks the other end of a connection now and then, and gives it up after a minute and a half.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ GRACE = 10.0
 """Seconds a rank has to end by itself once another is lost."""
 _PARENT = "SUFFUSE_PARENT"
 _BROKEN = ("gloo", "NCCL", "onnection", "Broken pipe", "TCPStore")
+_NETWORK = ("Network is unreachable", "No route to host", "Connection timed out")
 _BYE, _FAILED, _LOST = "bye", "failed", "lost"
 
 
@@ -49,7 +51,7 @@ class Peers(Callback):
 
     def __init__(self, task: str, remedy: Callable[[], str]) -> None:
         self.task, self.remedy = task, remedy
-        self.rank = 0
+        self.rank = self._local = 0
         self.started: list[Any] = []
         self._names: dict[int, str] = {}
         self._lines: dict[int, socket.socket] = {}
@@ -62,7 +64,7 @@ class Peers(Callback):
         if not isinstance(trainer.strategy, ParallelStrategy) or trainer.world_size == 1:
             return
         strategy: Any = trainer.strategy
-        self.rank = trainer.global_rank
+        self.rank, self._local = trainer.global_rank, trainer.local_rank
         environment: Any = strategy.cluster_environment
         strategy._launcher = _Launcher(self, environment, strategy.num_processes, strategy.num_nodes)
         parent = os.environ.pop(_PARENT, None)
@@ -101,9 +103,15 @@ class Peers(Callback):
             self._leave(_FAILED)
 
     def explain(self, error: Exception) -> None:
-        """End with one line when an error comes from a lost rank; else return."""
-        if not _is_broken(error) or not self._lost.wait(5):
+        """End with one line when an error comes from a lost rank or a lost network; else return."""
+        if not _is_broken(error):
             return
+        if not self._lost.wait(5) and self._losing.acquire(blocking=False):
+            why = next((text for text in _NETWORK if text in str(error)), None)
+            if why is None:
+                return
+            # Nobody knows yet which rank it was; one process of each node says so.
+            self._found, self._silent = f"the line to other ranks broke ({why})", self._local != 0
         self._speak()
         raise SystemExit(1) from error
 
