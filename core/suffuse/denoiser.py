@@ -234,6 +234,17 @@ class Preconditioned(Denoiser):
         self.network, self.process, self.parameterization = network, process, by_field(parameterization)
         self.self_condition = bool(getattr(network, "self_condition", False))
         self._known: dict[float, Any] = {}
+        self._replayed = False
+
+    def compile_network(self, replay: bool = False) -> None:
+        """Compile the network, not what is around it.
+
+        Arguments:
+            replay: For sampling: on a GPU replay the kernels of a step as one CUDA graph, so that small networks do not
+                wait for the CPU between them. What such a graph returns is overwritten by its next run.
+        """
+        self.network.compile(mode="reduce-overhead" if replay else None)
+        self._replayed = replay
 
     def forward(self, x: State, t: float | Tensor, cond: Condition = None, previous: State | None = None) -> Prediction:
         """Return the prediction; float32 whatever the network's dtype under autocast."""
@@ -286,7 +297,11 @@ class Preconditioned(Denoiser):
         elif noise.ndim == 0:
             noise = noise.expand(count)
         more = (self._looking_back(x, previous),) if self.self_condition else ()
+        if self._replayed:
+            torch.compiler.cudagraph_mark_step_begin()
         result: State = self.network(scaled, noise.to(leaf.device, torch.float32), cond, *more)
+        if self._replayed:  # samplers of several steps and guidance keep what they got
+            result = map_state(torch.clone, result)
         # A network need not repeat the fields that only condition it.
         return {**scaled, **result} if isinstance(result, Mapping) else result
 

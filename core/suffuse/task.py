@@ -150,7 +150,7 @@ class Diffusion(Task):
 
     def compile(self) -> None:
         """Compile the network, not what is around it."""
-        self.model.denoiser.network.compile()
+        self.model.denoiser.compile_network()
 
 
 class Autoencoding(Task):

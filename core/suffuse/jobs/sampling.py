@@ -45,6 +45,8 @@ def sample(cfg: DictConfig, saved: dict[str, Any], path: Path) -> None:
     plain = _with_tuned_grid(resolved(cfg), path)
     trained = saved["suffuse"]["config"]
     model = Model.load(saved, plain["weights"])
+    if plain["compile"]:
+        model.denoiser.compile_network(replay=True)
     codec = build(trained["codec"], "codec", about=model.facts.about, **plain["ask"])
     raw, path_between = ends(model.conditioner, implied(codec, model.conditioner) | plain["condition"], plain)
     sampling = Sampling(
