@@ -149,11 +149,13 @@ class Started:
 
 
 def below(pid: int) -> list[int]:
-    """Return the processes that a process has started, and those that they have, the oldest first."""
+    """Return what runs of the processes that a process has started, and that they have, the oldest first."""
     parents: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # of one that has just ended
-            parents.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents.setdefault(int(parent), []).append(int(stat.parent.name))
     found, left = [], [pid]
     while left:
         children = parents.get(left.pop(), [])
