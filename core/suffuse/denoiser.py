@@ -298,7 +298,7 @@ class Preconditioned(Denoiser):
             noise = noise.expand(count)
         more = (self._looking_back(x, previous),) if self.self_condition else ()
         if self._replayed:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         result: State = self.network(scaled, noise.to(leaf.device, torch.float32), cond, *more)
         if self._replayed:  # samplers of several steps and guidance keep what they got
             result = map_state(torch.clone, result)
