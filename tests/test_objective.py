@@ -6,10 +6,12 @@ import math
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from scipy.integrate import quad
+from scipy.special import ndtr
 from scipy.stats import t as student
 from suffuse import checkpoint
 from suffuse.build import build
@@ -28,6 +30,7 @@ from suffuse.objective import (
     FlowWeight,
     LogitNormal,
     LogNormal,
+    LogNormalMixture,
     LogStudent,
     MinSNR,
     Mode,
@@ -52,7 +55,8 @@ f64 = torch.float64
 DENSITIES = [
     LogNormal(), LogitNormal(), LogNormal(0.5, 2.0), UniformTime(), PowerTime(), PowerTime(0.7), UniformLogSNR(),
     UniformLogSNR(-1.0, 3.0), CosMap(), Mode(), Mode(-0.7), Mode(0.0), Mode(1.75), LogStudent(),
-    LogStudent(0.3, 0.8, 1.0), LogStudent(0.0, 0.2, 0.5),
+    LogStudent(0.3, 0.8, 1.0), LogStudent(0.0, 0.2, 0.5), LogNormalMixture(),
+    LogNormalMixture((1.0, -2.0, 0.0), (0.3, 0.5, 2.0), (3, 1, 1)),
 ]  # fmt: skip
 WEIGHTS = [
     UniformWeight(), EpsWeight(), VWeight(), FlowWeight(), EDMWeight(0.5), MinSNR(5.0), SoftMinSNR(), P2(),
@@ -114,6 +118,7 @@ def test_weights_at_known_points():
     assert MinSNR(5.0)(lam).tolist() == pytest.approx([snr[0].item(), 1.0, 5.0])
     sigma = torch.exp(-lam)
     assert EDMWeight(0.5)(lam).tolist() == pytest.approx(((sigma**2 + 0.25) / (sigma * 0.5) ** 2).tolist())
+    assert EDMWeight(0.5, most=3.0)(lam).tolist() == pytest.approx((snr.clamp(max=3) + 4).tolist())
     t = RectifiedFlow().time(lam)
     assert FlowWeight()(lam).tolist() == pytest.approx((1 / t**2).tolist())
 
@@ -195,6 +200,21 @@ def test_student_is_student(df):
     lam = torch.linspace(-9, 9, 50, dtype=f64)
     wanted = torch.from_numpy(student.logpdf((-lam.numpy() - 0.4) / 1.3, df)) - math.log(1.3)
     assert (LogStudent(0.4, 1.3, df).log_prob(lam, EDM()) - wanted).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("parts", [((0.4,), (1.3,), (2,)), ((2.3, -1.5), (1.5, 0.7), (0.85, 0.15))])
+def test_a_mixture_is_a_mixture(parts):
+    density, (means, stds, shares) = LogNormalMixture(*parts), (np.array(values, dtype=float) for values in parts)
+    u = torch.cat([torch.logspace(-12, -0.31, 60, dtype=f64), 1 - torch.logspace(-12, -0.31, 60, dtype=f64)])
+    x = -density.quantile(u, EDM()).numpy()[:, None]
+    of = shares / shares.sum()
+    below, above = ((of * ndtr(side * (x - means) / stds)).sum(1) for side in (1, -1))
+    assert np.abs(below[:60] / u[:60].numpy() - 1).max() < 1e-7
+    assert (
+        np.abs(above[60:] / (1 - u[60:]).numpy() - 1)[:-20].max() < 1e-7
+    )  # nearer to 1 the share itself has no digits
+    if len(means) == 1:
+        assert (density.quantile(u, EDM()) - LogNormal(0.4, 1.3).quantile(u, EDM())).abs().max() < 1e-9
 
 
 def test_no_density_loses_its_ends():
@@ -608,7 +628,11 @@ def test_a_run_with_everything_learned_is_saved_resumed_and_sampled(local, tiny,
         (lambda: SigmoidWeight(math.inf), "bias=inf"), (lambda: ModeWeight(2.0), "weight.scale=2.0"),
         (lambda: Mode(-1.5), "density.scale=-1.5"), (lambda: UniformLogSNR(1.0, 1.0), "1.0 and 1.0"),
         (lambda: UniformLogSNR(-math.inf, 1.0), "both finite"), (lambda: LogStudent(std=-1.0), "std=-1.0"),
-        (lambda: LogStudent(df=0.0), "df=0.0"), (lambda: Uncertainty(width=3), "width=3"),
+        (lambda: LogStudent(df=0.0), "df=0.0"), (lambda: EDMWeight(most=0.0), "most=0.0"),
+        (lambda: LogNormalMixture((1,)), "as many means"), (lambda: LogNormalMixture((), (), ()), "one at least"),
+        (lambda: LogNormalMixture((1,), (0,), (1,)), "stds=0"),
+        (lambda: LogNormalMixture((1,), (1,), (-1,)), "shares=-1"),
+        (lambda: Uncertainty(width=3), "width=3"),
         (lambda: Uncertainty(fields=0), "fields=0"), (lambda: Objective(self_condition=1.5), "self_condition=1.5"),
         (lambda: Objective(coupling="sinkhorn"), "coupling=sinkhorn: no such coupling"),
         (lambda: Objective(field_weights={"a": -1.0}), "-1.0 must be a number"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,8 @@ from suffuse.schedule import Schedule
 from suffuse.weight import check_mode, mode_share, mode_slope, mode_time
 
 __all__ = [
-    "CosMap", "Density", "LogNormal", "LogStudent", "LogitNormal", "Mode", "PowerTime", "UniformLogSNR", "UniformTime",
+    "CosMap", "Density", "LogNormal", "LogNormalMixture", "LogStudent", "LogitNormal", "Mode", "PowerTime",
+    "UniformLogSNR", "UniformTime",
 ]  # fmt: skip
 
 
@@ -139,6 +141,85 @@ class LogNormal(Density):
         """Return the normal log density."""
         z = (-lam - self.mean) / self.std
         return -0.5 * z**2 - math.log(self.std * math.sqrt(2 * math.pi))
+
+
+@dataclass(frozen=True)
+class LogNormalMixture(Density):
+    """log(sigma/alpha) = -lam is drawn from one of several normals: for data whose layout is decided at one noise level
+    and whose edges at another.
+
+    Arguments:
+        means: Of each normal.
+        stds: Of each normal.
+        shares: How often each is drawn, brought to a sum of 1.
+
+    Raises:
+        ConfigError: Unless there is one positive std and one positive share for every mean.
+    """
+
+    means: Sequence[float] = (2.2, -0.3)
+    stds: Sequence[float] = (1.0, 1.2)
+    shares: Sequence[float] = (0.6, 0.4)
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.means), len(self.stds), len(self.shares)}
+        if len(lengths) > 1 or lengths == {0}:
+            raise ConfigError(
+                f"objective.density: need as many means {list(self.means)} as stds {list(self.stds)} and shares "
+                f"{list(self.shares)}, and one at least"
+            )
+        for std, share in zip(self.stds, self.shares, strict=True):
+            _check_positive("stds", std)
+            _check_positive("shares", share)
+
+    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
+        """Return -x with F(x) = u, by cubic interpolation in Phi^{-1}(u), in which tails are straight."""
+        x, slope = (torch.from_numpy(table).to(u.device) for table in _mixture_table(self._parts()))
+        width = 2 * _FAR / (len(x) - 1)
+        place = (torch.special.ndtri(u.to(torch.float64)).clamp(-_FAR, _FAR) + _FAR) / width
+        cell = place.long().clamp(max=len(x) - 2)
+        s = place - cell
+        low = (1 + 2 * s) * x[cell] + s * width * slope[cell]
+        high = (3 - 2 * s) * x[cell + 1] + (s - 1) * width * slope[cell + 1]
+        return -((1 - s) ** 2 * low + s**2 * high)
+
+    def log_prob(self, lam: Tensor, schedule: Schedule) -> Tensor:
+        """Return the log of the weighted sum of the normals' densities."""
+        return torch.logsumexp(
+            torch.stack([LogNormal(m, s).log_prob(lam, schedule) + math.log(w) for m, s, w in self._parts()]), 0
+        )
+
+    def _parts(self) -> tuple[tuple[float, float, float], ...]:
+        """Return mean, std and share of each normal."""
+        whole = sum(self.shares)
+        return tuple((m, s, w / whole) for m, s, w in zip(self.means, self.stds, self.shares, strict=True))
+
+
+_FAR = 8.2
+"""Phi^{-1} of the nearest share to 0 and 1 that is told from them."""
+
+
+@functools.lru_cache(maxsize=8)
+def _mixture_table(parts: tuple[tuple[float, float, float], ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return x and dx/dz at even z in [-`_FAR`, `_FAR`] with F(x) = Phi(z), F a mixture of normals, by bisection.
+
+    The tail that is compared is the smaller one, as a logarithm: no digit of either is lost.
+    """
+    z = torch.linspace(-_FAR, _FAR, 4097, dtype=torch.float64)
+    mean, std, share = (torch.tensor(column, dtype=torch.float64)[:, None] for column in zip(*parts, strict=True))
+    side = torch.where(z <= 0, 1.0, -1.0)
+    wanted = torch.special.log_ndtr(-z.abs())
+    ends = mean + std * z
+    low, high = ends.amin(0), ends.amax(0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        tail = torch.logsumexp(share.log() + torch.special.log_ndtr(side * (middle - mean) / std), 0)
+        rises = side * (wanted - tail) > 0
+        low, high = torch.where(rises, middle, low), torch.where(rises, high, middle)
+    x = (low + high) / 2
+    # dx/dz = phi(z) / f(x); the factor (2 pi)^{-1/2} is in both.
+    density = torch.logsumexp(share.log() - std.log() - 0.5 * ((x - mean) / std) ** 2, 0)
+    return x.numpy(), torch.exp(-0.5 * z**2 - density).numpy()
 
 
 @dataclass(frozen=True)

@@ -83,20 +83,26 @@ class EDMWeight(Weight):
 
     Arguments:
         sigma_data: Standard deviation d of the data, or a mapping with one per field.
+        most: Highest snr that counts, or None: a network that predicts x0 itself has an error of its own there, which
+            a growing weight would make the whole of the loss.
 
     Raises:
-        ConfigError: Unless sigma_data > 0.
+        ConfigError: Unless sigma_data > 0 and most > 0.
     """
 
     sigma_data: Any = 1.0
+    most: float | None = None
 
     def __post_init__(self) -> None:
         for d in leaves(self.sigma_data):
             _check_positive("sigma_data", d)
+        if self.most is not None:
+            _check_positive("most", self.most)
 
     def __call__(self, lam: Tensor) -> Tensor:
-        """Return e^{2 lam} + 1/d^2."""
-        found: Tensor = torch.exp(2 * lam) + self.sigma_data**-2
+        """Return min(e^{2 lam}, most) + 1/d^2."""
+        snr = torch.exp(2 * lam)
+        found: Tensor = (snr if self.most is None else snr.clamp(max=self.most)) + self.sigma_data**-2
         return found
 
 
