@@ -5,8 +5,9 @@
 
 Parts: `train_throughput_b` and `train_throughput_xl` (a step of DiT-B/2 and DiT-XL/2 beside a loop by hand and the
 step of diffusers' examples: ratio, MFU, memory), `sample_throughput` (images/s at 20 steps beside diffusers),
-`data_wait` (what of the time is spent waiting for twelve decoders), `tests` (the suite's gpu marks: no
-synchronisation, noise bit for bit, the loop in a CUDA graph), `sampler` (overhead per step beside diffusers and azula
+`memory_format` (a U-Net's step with channels last beside the usual layout), `data_wait` (what of the time is spent
+waiting for twelve decoders), `tests` (the suite's gpu marks: no synchronisation, noise bit for bit, the loop in a CUDA
+graph), `sampler` (overhead per step beside diffusers and azula
 where installed), `graph` (the sampling loop in a CUDA graph against the bare network's), `training` (samples/s and
 memory of the digit and DiT models in float32 and bf16, compiled and not), `molecules` (20 minutes on all molecules of
 7 heavy atoms with explicit hydrogens: name it three times, each call trains eight minutes more, and every one ends in
@@ -412,6 +413,14 @@ def sample_throughput() -> dict[str, Any]:
     }
 
 
+def memory_format() -> dict[str, Any]:
+    """Images/s of a U-Net's training step with channels last beside the usual layout, float32, bf16, bf16 compiled."""
+    found = {}
+    for words in ([], BF16[:2], BF16):
+        found[" ".join(words) or "float32"] = _script("memory_format.py", "--batch", "64", *words)
+    return found
+
+
 def data_wait() -> dict[str, Any]:
     """Share of the time that a DiT-S waits for data decoded by twelve processes, from its own log."""
     import csv
@@ -436,6 +445,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "train_throughput_b": train_throughput_b,
     "train_throughput_xl": train_throughput_xl,
     "sample_throughput": sample_throughput,
+    "memory_format": memory_format,
     "data_wait": data_wait,
     "tests": tests,
     "sampler": sampler,

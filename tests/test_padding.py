@@ -7,6 +7,7 @@ import torch
 from suffuse.denoiser import Denoiser, EDMPrecond, Preconditioned, Prediction
 from suffuse.errors import ConfigError
 from suffuse.grid import Grid, Karras, Trailing
+from suffuse.guidance import ClassifierFree
 from suffuse.levels import CLEAN, TokenLevels
 from suffuse.nn import DiT, UNet
 from suffuse.noise import KeyedNoise
@@ -160,6 +161,26 @@ def test_the_loss_of_a_batch_is_that_of_each_item_alone(options):
             for i, size in enumerate(sizes.tolist()):
                 alone = loss(slice(i, i + 1), size, number)
                 assert float(alone) == pytest.approx(float(whole[i]), rel=1e-4), (kind, i)
+
+
+def test_guidance_in_an_interval_acts_on_the_tokens_whose_levels_lie_in_it():
+    """Beside a mask, whose space knows of no tokens."""
+    process = {"x": Gaussian(RectifiedFlow(), Padded(mask="mask", axes=(2,), tokens=(2,))), "mask": Frozen()}
+
+    class Told(Denoiser):
+        def __init__(self):
+            super().__init__()
+            self.process = process
+
+        def forward(self, x, t, cond=None):
+            return Prediction({**x, "x": torch.ones_like(x["x"]) * cond["vector"][:, None, None] * x["mask"][:, None]})
+
+    mask = torch.tensor([[True, True, True, False], [True] * 4])
+    state = {"x": torch.zeros(2, 1, 4), "mask": mask}
+    guided = ClassifierFree(Told(), 3.0, {"vector": torch.zeros(1)}, interval=(0.0, None))
+    t = torch.tensor([[0.1, 0.9, 0.1, 0.1], [0.9, 0.1, 0.9, 0.9]])  # half log-SNR is above 0 below t = 1/2
+    found = guided(state, t, {"vector": torch.ones(2)}).x0
+    assert found["x"][:, 0].tolist() == [[3, 1, 3, 0], [1, 3, 1, 1]] and torch.equal(found["mask"], mask)
 
 
 def test_given_tokens_are_among_those_that_exist():

@@ -63,6 +63,8 @@ class Guided(Denoiser):
         levels = self._levels(t)
 
         def guide(leaf: Tensor, g: Tensor, u: Tensor, process: Process, level: Any, w: Any) -> Tensor:
+            if not process.noised:  # its space need not know of tokens
+                return g
             guided = self._guide(leaf, g, u, process, level, _spread(w, g, process))
             return guided if inside is True else torch.where(process.space.expand(inside, g), guided, g)
 
@@ -101,8 +103,6 @@ class Guided(Denoiser):
         return self._known[t]
 
     def _guide(self, x: Tensor, given: Tensor, weak: Tensor, process: Process, level: Any, scale: Any) -> Tensor:
-        if not given.is_floating_point():  # a frozen field of numbers is what it is
-            return given
         if isinstance(self.rule, Linear) or not isinstance(process, Gaussian):
             found: Tensor = weak + scale * (given - weak)
             return found

@@ -26,6 +26,8 @@ COLOURS = {
     "yellow": (0.98, 0.88, 0.18),
     "purple": (0.75, 0.28, 0.85),
     "white": (0.96, 0.96, 0.96),
+    "orange": (1.00, 0.53, 0.10),
+    "cyan": (0.25, 0.85, 0.90),
 }
 SHAPES = ("circle", "square", "triangle")
 SIZES = ("small", "large")

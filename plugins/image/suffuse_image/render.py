@@ -16,11 +16,11 @@ __all__ = ["BACKGROUND", "RADII", "Disc", "drawn", "render"]
 _Float = NDArray[np.float64]
 
 BACKGROUND = (0.07, 0.07, 0.12)
-RADII = {"small": (0.095, 0.11), "large": (0.15, 0.17), "several": (0.11, 0.13), "pair": (0.125, 0.155)}
+RADII = {"small": (0.12, 0.135), "large": (0.18, 0.195), "several": (0.12, 0.14), "pair": (0.16, 0.19)}
 """Least and greatest radius of an object as a share of the picture's side."""
 GAP = 0.06
 """Least distance between two objects' boxes, as a share of the side."""
-JITTER = 0.04
+JITTER = 0.03
 """How far an object may be from the middle of its place, as a share of the side."""
 
 Disc = tuple[float, float, float]
@@ -66,7 +66,7 @@ def _outline(shape: str, dx: _Float, dy: _Float, radius: float) -> _Float:
 
 def _one(scene: Scene, random: np.random.Generator) -> list[Disc]:
     across, down = PLACES[scene.values[3]]
-    x, y = (0.5 + 0.3 * step + JITTER * random.uniform(-1, 1) for step in (across, down))
+    x, y = (0.5 + 0.27 * step + JITTER * random.uniform(-1, 1) for step in (across, down))
     return [(x, y, random.uniform(*RADII[scene.values[0]]))]
 
 

@@ -22,7 +22,7 @@ __all__ = ["WORDS", "ShapesText", "prompts"]
 WORDS = 16
 """Words that a model reads: those of a caption, and some room."""
 
-SHARES = {"one": 0.3, "several": 0.1, "pair": 0.6}
+SHARES = {"one": 0.4, "several": 0.1, "pair": 0.5}
 
 
 class ShapesText(Data):
