@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -183,6 +184,20 @@ def test_samples_depend_on_seed_and_condition_alone(local, trained: Path, tmp_pa
         and rows[3]["checkpoint"].endswith("last.ckpt")
     )
     assert digests(tmp_path / "all")["00003.png"] == digests(tmp_path / "one")["00000.png"]
+
+
+@pytest.mark.slow
+def test_compiled_samples_are_the_same(local, trained: Path, tmp_path: Path) -> None:
+    """A batch and a half: the second has another size, and what the first returned is still there."""
+    from PIL import Image
+
+    base = ["sample", f"ckpt={trained}", "num=3", "batch_size=2", "sampler.steps=4", "trainer=cpu"]
+    for name, more in (("plain", []), ("compiled", ["compile=true"])):
+        assert local(*base, *more, f"out={name}").returncode == 0
+    pairs = [(tmp_path / "plain" / f"0000{i}.png", tmp_path / "compiled" / f"0000{i}.png") for i in range(3)]
+    for one, other in pairs:
+        a, b = (np.asarray(Image.open(path)).astype(int) for path in (one, other))
+        assert a.std() > 1 and np.abs(a - b).max() <= 1
 
 
 def test_two_ranks_write_the_same_files(forked, trained: Path, tmp_path: Path) -> None:
