@@ -74,6 +74,8 @@ def _outline(shape: str, dx: _Float, dy: _Float, radius: float) -> _Float:
     """Return signed distances in pixels, negative inside."""
     if shape == "square":
         return np.maximum(np.abs(dx), np.abs(dy)) - 0.9 * radius
+    if shape == "disc":  # not of the grammar: what a shape without corners would be
+        return np.hypot(dx, dy) - radius
     if shape == "diamond":
         return (np.abs(dx) + np.abs(dy) - radius) / 2**0.5
     # An upright triangle: below its two slopes, above its base.

@@ -101,7 +101,7 @@ def _colour(x: _Float, away: _Float) -> str:
 
 
 def _shape(x: _Float, tracks: list[_Float], colour: str, radius: float) -> str:
-    """Return the shape that, drawn in every object's place, comes closest."""
+    """Return the shape that, drawn in every object's place, comes closest; a disc that does is none."""
     if colour not in COLOURS:
         return "none"
     errors = {}
@@ -110,6 +110,9 @@ def _shape(x: _Float, tracks: list[_Float], colour: str, radius: float) -> str:
         offset = np.array([0.0, radius / 3 if shape == "triangle" else 0.0])
         best = drawn(np.array(tracks) - offset, shape, COLOURS[colour], radius, x.shape[-1])
         errors[shape] = float(np.square(x - best).mean())
+    for area in (3.24, 2.0):  # of a square, and of the other two, of radius 1
+        disc = drawn(np.array(tracks), "disc", COLOURS[colour], radius * (area / np.pi) ** 0.5, x.shape[-1])
+        errors["disc"] = min(errors.get("disc", np.inf), float(np.square(x - disc).mean()))
     return min(errors, key=errors.__getitem__)
 
 

@@ -183,3 +183,11 @@ def test_batches_carry_captions_and_starts(data: Shapes):
     index = batch["index"].tolist()
     assert captions_of(batch["cond"]["text"]) == [data.train.captions[i] for i in index]
     assert torch.equal(batch["cond"]["start"], data.train.starts[index])
+
+
+@pytest.mark.parametrize("area", [3.24, 2.0])
+def test_a_disc_is_no_shape_of_the_grammar(area: float) -> None:
+    """Corners that are lost are not overlooked."""
+    track = np.stack([np.linspace(4, 11, 8), np.full(8, 8.0)], 1)[None]
+    disc = drawn(track, "disc", COLOURS["blue"], RADIUS * 16 * (area / np.pi) ** 0.5, 16)
+    assert watch(disc).values[:3] == ("one", "blue", "disc")
