@@ -181,7 +181,8 @@ class LogNormalMixture(Density):
         s = place - cell
         low = (1 + 2 * s) * x[cell] + s * width * slope[cell]
         high = (3 - 2 * s) * x[cell + 1] + (s - 1) * width * slope[cell + 1]
-        return -((1 - s) ** 2 * low + s**2 * high)
+        lam: Tensor = -((1 - s) ** 2 * low + s**2 * high)
+        return lam
 
     def log_prob(self, lam: Tensor, schedule: Schedule) -> Tensor:
         """Return the log of the weighted sum of the normals' densities."""
